@@ -1,0 +1,224 @@
+"""The step engine: finds, leases, runs, retries and recomputes, until every handle has its result."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cluster.executor import Executor
+from cluster.failures import Budget, StepFailed
+from cluster.flow import Handle
+from cluster.ledger import Damaged, Ledger, Published, is_free
+from cluster.store import Store, StoreError
+from cluster.worker import Order, Outcome, Terms, stop_path
+
+IN_FLIGHT = 256
+"""Attempts handed to the executor at once: enough to keep it busy, few enough to keep the driver small."""
+
+
+class Stopped(RuntimeError):
+    """The driver was asked to stop; nothing is lost."""
+
+
+class Engine:
+    """Makes handles come true on an executor, with the ledger as the only memory."""
+
+    def __init__(
+        self,
+        store: Store,
+        executor: Executor,
+        tell: Callable[..., None] = lambda state, handle, **news: None,
+        terms: Terms | None = None,
+        verify: bool = False,
+    ) -> None:
+        """Prepares an engine; nothing starts before the first handle.
+
+        Args:
+            store: where results are kept.
+            executor: what runs attempts.
+            tell: called with a state (`asked`, `found`, `started`, `retried`, `recomputed`, `published`, `failed`,
+                `waiting`), the handle and news, from the event loop.
+            terms: heartbeat, lease and checkpoint times.
+            verify: whether stored files are read and checked before they are relied on.
+        """
+        self.driver = secrets.token_hex(6)
+        self._ledger = Ledger(store)
+        self._store = store
+        self._executor = executor
+        self._tell = tell
+        self._terms = terms or Terms()
+        self._verify = verify
+        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._attempts = 0
+        self._running: dict[str, Any] = {}
+        self._stopping = asyncio.Event()
+
+    async def obtain(self, handle: Handle) -> Published:
+        """The published step, computed by this driver or by whoever holds its lease.
+
+        Raises:
+            StepFailed: it, or a step that feeds it, failed for good.
+            Stopped: the driver is stopping.
+        """
+        self._tell("asked", handle)
+        published = await self._find(handle)
+        if published is not None:
+            self._tell("found", handle, published=published)
+            return published
+        for upstream in handle.inputs.values():
+            await upstream.published()
+        async with self._slots:
+            published = await self._compute(handle)
+        self._tell("published", handle, published=published)
+        return published
+
+    async def stop(self) -> None:
+        """Asks running steps to save and leave, and ends those that do not."""
+        self._stopping.set()
+        if self._running:
+            await asyncio.to_thread(self._store.put, stop_path(self.driver), b"stop")
+        patience = time.monotonic() + self._terms.farewell
+        while self._running and time.monotonic() < patience:
+            await asyncio.sleep(0.05)
+        for running in self._running.values():
+            self._executor.kill(running)
+        await asyncio.to_thread(self._store.delete, [stop_path(self.driver)])
+
+    async def _compute(self, handle: Handle) -> Published:
+        budget = Budget()
+        over = 0
+        while True:
+            if self._stopping.is_set():
+                raise Stopped
+            outcome, attempt = await self._attempt(handle, over)
+            if outcome.state in ("published", "fenced"):
+                published = await self._find(handle)
+                if published is not None:
+                    return published
+            if outcome.state == "stopped":
+                raise Stopped
+            if outcome.damaged is not None and budget.spend("store", made_progress=False):
+                await self._recompute_input(handle, outcome.damaged)
+                continue
+            if outcome.state in ("busy", "fenced"):
+                published, over = await self._wait_for_holder(handle)
+                if published is not None:
+                    return published
+                continue
+            if outcome.damaged is not None:
+                outcome = Outcome("failed", "store", f"{outcome.message}, again and again")
+            over = await self._after_failure(handle, outcome, attempt, budget)
+
+    async def _attempt(self, handle: Handle, over: int) -> tuple[Outcome, str]:
+        self._attempts += 1
+        order = Order(
+            key=handle.key,
+            task=handle.task,
+            inputs={name: upstream.key for name, upstream in handle.inputs.items()},
+            store=self._store.url,
+            driver=self.driver,
+            attempt=f"{self.driver}-{self._attempts}",
+            over=over,
+            terms=self._terms,
+        )
+        running = self._executor.submit(order)
+        self._running[order.attempt] = running
+        self._tell("started", handle, attempt=order.attempt)
+        try:
+            return await self._watched(handle, running, order.attempt), order.attempt
+        finally:
+            del self._running[order.attempt]
+
+    async def _watched(self, handle: Handle, running: Any, attempt: str) -> Outcome:
+        """Waits for an attempt, but not for one whose heart stopped: a frozen node never answers."""
+        waiting = asyncio.ensure_future(self._executor.outcome(running))
+        pulse = _Pulse(self._terms.ttl)
+        while True:
+            done, _ = await asyncio.wait({waiting}, timeout=self._terms.ttl / 3)
+            if done:
+                return waiting.result()
+            try:
+                lease = await asyncio.to_thread(self._ledger.current_lease, handle.key)
+            except StoreError:
+                continue
+            if lease is not None and lease.record["attempt"] == attempt and pulse.stopped(lease.record["beat"]):
+                self._executor.kill(running)
+                waiting.cancel()
+                return Outcome("failed", "partition", f"no sign of life for {self._terms.ttl:g} s")
+
+    async def _wait_for_holder(self, handle: Handle) -> tuple[Published | None, int]:
+        """Waits until another's lease ends in a publication, or in silence: then its fence may be passed over."""
+        self._tell("waiting", handle)
+        pulse = _Pulse(self._terms.ttl)
+        while not self._stopping.is_set():
+            published = await self._find(handle)
+            if published is not None:
+                return published, 0
+            lease = await asyncio.to_thread(self._ledger.current_lease, handle.key)
+            if lease is None or is_free(lease):
+                return None, 0
+            if pulse.stopped(lease.record["beat"], lease.fence):
+                return None, lease.fence
+            await asyncio.sleep(min(0.25, self._terms.ttl / 10))
+        raise Stopped
+
+    async def _after_failure(self, handle: Handle, outcome: Outcome, attempt: str, budget: Budget) -> int:
+        """Decides on another attempt.
+
+        Returns:
+            the fence that the failed attempt held: its holder is dead, whatever the lease says.
+        """
+        lease = None
+        if outcome.cause != "store":
+            lease = await asyncio.to_thread(self._ledger.current_lease, handle.key)
+        held = lease is not None and lease.record["attempt"] == attempt
+        progressed = held and lease is not None and lease.record.get("saves", 0) > 0
+        cause: Any = outcome.cause
+        if self._stopping.is_set():
+            raise Stopped
+        if not budget.spend(cause, progressed):
+            self._tell("failed", handle, cause=cause, message=outcome.message, log=outcome.log, attempt=attempt)
+            raise StepFailed(handle.key, str(handle), cause, outcome.message, outcome.log)
+        self._tell("retried", handle, cause=cause, message=outcome.message, attempt=attempt)
+        if cause in ("store", "partition"):
+            await asyncio.sleep(0.5)
+        return lease.fence if held and lease is not None else 0
+
+    async def _recompute_input(self, handle: Handle, damaged: Damaged) -> None:
+        upstream = next(upstream for upstream in handle.inputs.values() if upstream.key == damaged.key)
+        if upstream.result.done():  # the first of several readers to notice does it; the others wait for it
+            await self._set_aside(upstream, damaged)
+            upstream.result = asyncio.ensure_future(self.obtain(upstream))
+        await upstream.published()
+
+    async def _set_aside(self, handle: Handle, damaged: Damaged) -> None:
+        aside = await asyncio.to_thread(self._ledger.set_aside, damaged)
+        self._tell("recomputed", handle, message=str(damaged), aside=aside)
+
+    async def _find(self, handle: Handle) -> Published | None:
+        try:
+            published = await asyncio.to_thread(self._ledger.find, handle.key)
+            if published is not None and self._verify:
+                await asyncio.to_thread(published.verify)
+        except Damaged as damaged:
+            await self._set_aside(handle, damaged)
+            return None
+        return published
+
+
+class _Pulse:
+    """Whether beats still come, judged by this process's clock alone: clocks of other machines may be wrong."""
+
+    def __init__(self, ttl: float) -> None:
+        self._ttl = ttl
+        self._last: tuple[Any, ...] = ()
+        self._since = time.monotonic()
+
+    def stopped(self, *beat: Any) -> bool:
+        if beat != self._last:
+            self._last = beat
+            self._since = time.monotonic()
+        return time.monotonic() - self._since > self._ttl

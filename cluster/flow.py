@@ -1,0 +1,95 @@
+"""What a workflow writes with: steps that start at once, and handles to wait on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+from cluster.failures import StepFailed
+from cluster.ledger import Published
+from cluster.step import Runnable, key_of
+
+
+@dataclass(eq=False)
+class Handle:
+    """A step that was asked for. Await it for its metrics; pass it on without waiting."""
+
+    task: Runnable
+    inputs: Mapping[str, Handle]
+    at: Mapping[str, Any]
+    """Where in the workflow it stands (replicate, level, ...): for people, no part of its identity."""
+    key: str
+    result: asyncio.Future[Published] = field(init=False, repr=False)
+
+    def __await__(self) -> Generator[Any, None, Mapping[str, Any]]:
+        published = yield from asyncio.shield(self.result).__await__()
+        return published.metrics
+
+    async def published(self) -> Published:
+        """The finished step, to read its files."""
+        return await asyncio.shield(self.result)
+
+    def __str__(self) -> str:
+        return f"{self.task.kind} {describe(self.at)} [{self.key[:12]}]".replace("  ", " ")
+
+
+class Engine(Protocol):
+    """Whoever makes handles come true: the cluster, or a plan that only looks."""
+
+    async def obtain(self, handle: Handle) -> Published:
+        """The published step, computed if need be."""
+        ...
+
+
+class Flow:
+    """A workflow's view of the engine, at a place such as `replicate 1, level 3`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
+        self._at: Mapping[str, Any] = {}
+
+    def at(self, **place: Any) -> Flow:
+        """The same flow, further in: its steps carry these coordinates too."""
+        inner = Flow(self._engine)
+        inner._handles = self._handles
+        inner._at = {**self._at, **place}
+        return inner
+
+    def step(self, task: Runnable, **inputs: Handle | None) -> Handle:
+        """Asks for a step; the same task with the same inputs is the same step, whoever asks.
+
+        Args:
+            task: what to compute.
+            inputs: the steps that feed it; those given as None are left out.
+        """
+        given = {name: handle for name, handle in inputs.items() if handle is not None}
+        key = key_of(task.identity(), {name: handle.key for name, handle in given.items()})
+        handle = self._handles.get(key)
+        if handle is None:
+            handle = self._handles[key] = Handle(task, given, self._at, key)
+            handle.result = asyncio.ensure_future(self._engine.obtain(handle))
+            handle.result.add_done_callback(_mark_seen)
+        return handle
+
+    async def together(self, *branches: Awaitable[Any]) -> list[Any]:
+        """Runs branches side by side; when one fails the others still finish, then its failure is raised."""
+        results = await asyncio.gather(*branches, return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        for failure in sorted(failures, key=lambda failure: isinstance(failure, StepFailed)):
+            raise failure
+        return list(results)
+
+
+def describe(at: Mapping[str, Any]) -> str:
+    """Coordinates in words."""
+    return ", ".join(str(value) if isinstance(value, str) else f"{name} {value}" for name, value in at.items())
+
+
+def _mark_seen(result: asyncio.Future[Published]) -> None:
+    """A failed step is reported by the engine; asyncio need not complain that nobody awaited it."""
+    if not result.cancelled():
+        result.exception()

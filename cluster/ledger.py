@@ -1,0 +1,245 @@
+"""Who computes which step, and what was published: a small ledger of objects on the store.
+
+One object per fence number, written with put-if-absent, is a lease; only its holder overwrites it, as a heartbeat.
+A manifest, written with put-if-absent after its files, is a publication. Nothing else decides anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.owner import Owner
+from cluster.store import Store
+
+
+class Fenced(RuntimeError):
+    """A newer lease on the same step exists: this holder was given up and must not publish."""
+
+
+class Damaged(RuntimeError):
+    """A stored file is not what its manifest says."""
+
+    def __init__(self, key: str, name: str, reason: str) -> None:
+        super().__init__(f"step {key[:12]}: {name} is damaged: {reason}")
+        self.key = key
+        self.name = name
+
+    def __reduce__(self) -> Any:
+        return (type(self), (self.key, self.name, str(self).rsplit(": ", 1)[-1]))
+
+
+@dataclass(frozen=True)
+class Published:
+    """A finished step: what it computed from what, its metrics, and where its files are."""
+
+    key: str
+    manifest: Mapping[str, Any]
+    store: Store = field(repr=False, compare=False)
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """The small values that the task reported."""
+        metrics: Mapping[str, Any] = self.manifest["metrics"]
+        return metrics
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file, checked against the manifest.
+
+        Raises:
+            KeyError: the step has no such file.
+            Damaged: the file is missing or its bytes are not those that were published.
+        """
+        entry = self.manifest["files"][name]
+        data = self.store.get(entry["path"])
+        if data is None:
+            raise Damaged(self.key, name, "missing")
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise Damaged(self.key, name, "its bytes are not those that were published")
+        return data
+
+    def verify(self) -> None:
+        """Reads every file.
+
+        Raises:
+            Damaged: at the first file that is not as published.
+        """
+        for name in self.manifest["files"]:
+            self.read(name)
+
+
+@dataclass
+class Lease:
+    """The right to compute a step, for as long as its beats are seen and no newer fence exists."""
+
+    key: str
+    fence: int
+    record: dict[str, Any]
+
+
+class Ledger:
+    """The verbs on the store: find, lease, beat, publish."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def find(self, key: str) -> Published | None:
+        """The published step, or None.
+
+        Raises:
+            Damaged: there is a manifest, but it is torn or altered.
+        """
+        data = self.store.get(_manifest_path(key))
+        if data is None:
+            return None
+        try:
+            manifest = json.loads(data)
+            digest = manifest.pop("digest")
+        except (ValueError, KeyError, AttributeError):
+            raise Damaged(key, "manifest.json", "not a manifest") from None
+        if digest != _digest(manifest) or manifest["key"] != key:
+            raise Damaged(key, "manifest.json", "its digest does not match its content")
+        return Published(key, manifest, self.store)
+
+    def current_lease(self, key: str) -> Lease | None:
+        """The newest lease on a step, live or not.
+
+        Walks the fence numbers upward instead of listing: nearly every step has one.
+        """
+        newest: Lease | None = None
+        fence = 1
+        while (data := self.store.get(_lease_path(key, fence))) is not None:
+            try:
+                record = json.loads(data)
+            except ValueError:  # torn by a crash of the machine: nobody holds it any more
+                record = {"state": "released", "owner": None, "beat": 0, "attempt": ""}
+            newest = Lease(key, fence, record)
+            fence += 1
+        return newest
+
+    def lease(self, key: str, attempt: str, over: int = 0, about: Mapping[str, Any] | None = None) -> Lease | None:
+        """Takes the lease on a step, or None while another holder lives.
+
+        Args:
+            key: the step.
+            attempt: a name that no other attempt has.
+            over: a fence whose holder the caller has seen dead or silent for too long, and may pass over.
+            about: what is recorded of the step for people.
+        """
+        newest = self.current_lease(key)
+        fence = 1
+        if newest is not None:
+            if newest.fence > over and not is_free(newest):
+                return None
+            fence = newest.fence + 1
+        record = {"state": "held", "attempt": attempt, "owner": Owner.me().to_json(), "beat": 0, **(about or {})}
+        if not self.store.create(_lease_path(key, fence), _json(record)):
+            return None
+        return Lease(key, fence, record)
+
+    def beat(self, lease: Lease, **news: Any) -> None:
+        """Shows that the holder lives, with news such as its progress."""
+        lease.record.update(news, beat=lease.record["beat"] + 1)
+        self.store.put(_lease_path(lease.key, lease.fence), _json(lease.record))
+
+    def is_fenced(self, lease: Lease) -> bool:
+        """Whether a newer holder exists."""
+        return self.store.exists(_lease_path(lease.key, lease.fence + 1))
+
+    def publish(self, lease: Lease, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> Published:
+        """Makes a result the result of its step: files first, the manifest last.
+
+        Raises:
+            Fenced: a newer holder exists, or another's publication stands.
+        """
+        entries = {}
+        for name, data in sorted(files.items()):
+            path = f"{folder_of(lease.key)}/{lease.fence:04d}/{name}"
+            self.store.put(path, data)
+            entries[name] = {"path": path, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        whole = {
+            **manifest,
+            "key": lease.key,
+            "files": entries,
+            "fence": lease.fence,
+            "attempt": lease.record["attempt"],
+        }
+        whole = json.loads(_json({**whole, "published": round(time.time(), 3)}))
+        if self.is_fenced(lease):
+            raise Fenced(f"step {lease.key[:12]}: attempt {lease.record['attempt']} was given up; not published")
+        if not self.store.create(_manifest_path(lease.key), _json({**whole, "digest": _digest(whole)})):
+            raise Fenced(f"step {lease.key[:12]}: already published by another attempt")
+        return Published(lease.key, whole, self.store)
+
+    def save_checkpoint(self, lease: Lease, state: bytes) -> None:
+        """Keeps the state of a running step for a later attempt.
+
+        Raises:
+            Fenced: a newer holder exists.
+        """
+        if self.is_fenced(lease):
+            raise Fenced(f"step {lease.key[:12]}: attempt {lease.record['attempt']} was given up")
+        self.store.put(_checkpoint_path(lease.key, lease.fence), hashlib.sha256(state).digest() + state)
+
+    def load_checkpoint(self, lease: Lease) -> bytes | None:
+        """The newest whole checkpoint that an earlier attempt left."""
+        for fence in range(lease.fence - 1, 0, -1):
+            data = self.store.get(_checkpoint_path(lease.key, fence))
+            if data is not None and hashlib.sha256(data[32:]).digest() == data[:32]:
+                return data[32:]
+        return None
+
+    def drop_checkpoints(self, lease: Lease) -> None:
+        """Removes what only an unfinished step needs."""
+        self.store.delete(_checkpoint_path(lease.key, fence) for fence in range(1, lease.fence + 1))
+
+    def set_aside(self, damaged: Damaged) -> str:
+        """Moves a damaged publication out of the way, for a look later; the step can then be computed anew.
+
+        Returns:
+            the folder that now holds the manifest and the damaged file.
+        """
+        stamp = time.strftime("%Y%m%dT%H%M%S")
+        aside = f"set-aside/{damaged.key}/{stamp}"
+        data = self.store.get(_manifest_path(damaged.key))
+        if data is not None and damaged.name != "manifest.json":
+            entry = json.loads(data)["files"][damaged.name]
+            self.store.move(entry["path"], f"{aside}/{damaged.name}")
+        self.store.move(_manifest_path(damaged.key), f"{aside}/manifest.json")
+        return aside
+
+
+def is_free(lease: Lease) -> bool:
+    """Whether a lease can be taken over at once: given back, or its process is known to be gone."""
+    if lease.record["state"] != "held":
+        return True
+    return Owner.from_json(lease.record["owner"]).is_gone()
+
+
+def folder_of(key: str) -> str:
+    """Where everything about a step lies."""
+    return f"steps/{key[:2]}/{key}"
+
+
+def _manifest_path(key: str) -> str:
+    return f"{folder_of(key)}/manifest.json"
+
+
+def _lease_path(key: str, fence: int) -> str:
+    return f"{folder_of(key)}/lease-{fence:04d}.json"
+
+
+def _checkpoint_path(key: str, fence: int) -> str:
+    return f"{folder_of(key)}/{fence:04d}/checkpoint"
+
+
+def _json(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_json(record)).hexdigest()

@@ -1,0 +1,93 @@
+"""A plan: the steps that a workflow would ask for, and which of them are stored already."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.flow import Flow, Handle
+from cluster.ledger import Damaged, Ledger, Published
+from cluster.store import Store
+
+PATIENCE = 50
+"""Turns of the event loop without a new step after which a workflow only waits for results that are not there."""
+
+
+@dataclass
+class Plan:
+    """What a run will ask for."""
+
+    steps: list[PlannedStep] = field(default_factory=list)
+    """Those known now: a workflow whose length depends on results goes on when these are there."""
+
+    @property
+    def stored(self) -> list[PlannedStep]:
+        """Those that need no work."""
+        return [step for step in self.steps if step.published is not None]
+
+    @property
+    def to_run(self) -> list[PlannedStep]:
+        """Those that do."""
+        return [step for step in self.steps if step.published is None]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The steps as JSON."""
+        return [
+            {
+                "key": step.handle.key,
+                "at": dict(step.handle.at),
+                "task": step.handle.task.identity(),
+                "inputs": {name: upstream.key for name, upstream in step.handle.inputs.items()},
+            }
+            for step in self.steps
+        ]
+
+
+@dataclass
+class PlannedStep:
+    """One step of a plan."""
+
+    handle: Handle
+    published: Published | None
+
+
+async def make_plan(store: Store, run: Callable[[Flow], Awaitable[Any]]) -> Plan:
+    """Walks a workflow without computing anything.
+
+    Awaiting a stored step gives its metrics; awaiting another one waits for ever, and when the whole workflow only
+    waits, the plan ends there.
+    """
+    looking = _Looking(store)
+    workflow = asyncio.ensure_future(run(Flow(looking)))
+    quiet = 0
+    while not workflow.done() and quiet < PATIENCE:
+        before = len(looking.plan.steps)
+        await asyncio.sleep(0)
+        quiet = quiet + 1 if len(looking.plan.steps) == before else 0
+    if workflow.done():
+        workflow.result()
+    workflow.cancel()
+    for step in looking.plan.steps:
+        step.handle.result.cancel()
+    return looking.plan
+
+
+class _Looking:
+    """An engine that finds steps and computes none."""
+
+    def __init__(self, store: Store) -> None:
+        self._ledger = Ledger(store)
+        self.plan = Plan()
+
+    async def obtain(self, handle: Handle) -> Published:
+        try:
+            published = self._ledger.find(handle.key)
+        except Damaged:  # the run will set it aside
+            published = None
+        self.plan.steps.append(PlannedStep(handle, published))
+        if published is None:
+            await asyncio.Event().wait()
+            raise AssertionError("nothing sets this event")
+        return published

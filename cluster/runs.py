@@ -1,0 +1,156 @@
+"""Runs: which recipe was asked for, which steps it named, and what happened, as records in the store."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.ledger import Ledger, Published
+from cluster.store import Store, StoreError
+
+FLUSH_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe on one store, under one name, however often it is started."""
+
+    id: str
+    record: Mapping[str, Any]
+    """name, recipe, command, created."""
+
+    @classmethod
+    def open(cls, store: Store, run_id: str, record: Mapping[str, Any]) -> Run:
+        """The run, recorded now if it is new."""
+        path = f"runs/{run_id}/run.json"
+        fresh = {**record, "created": round(time.time(), 3)}
+        if not store.create(path, json.dumps(fresh).encode()):
+            fresh = json.loads(store.get(path) or b"{}")
+        return cls(run_id, fresh)
+
+    @classmethod
+    def load(cls, store: Store, run_id: str) -> Run:
+        """A recorded run; the beginning of its id is enough.
+
+        Raises:
+            ValueError: no run, or several, start like this.
+        """
+        known = store.folders("runs")
+        found = [run_id] if run_id in known else [name for name in known if name.startswith(run_id)]
+        if len(found) != 1:
+            names = ", ".join(found or known) or "none yet"
+            raise ValueError(
+                f"{'several runs start' if found else 'no run starts'} with '{run_id}'; runs here: {names}"
+            )
+        return cls(found[0], json.loads(store.get(f"runs/{found[0]}/run.json") or b"{}"))
+
+
+def all_runs(store: Store) -> list[Run]:
+    """Every run of a store, oldest first."""
+    runs = [Run.load(store, run_id) for run_id in store.folders("runs")]
+    return sorted(runs, key=lambda run: (run.record.get("created", 0), run.id))
+
+
+class EventLog:
+    """What one driver saw, appended to the run in small objects; the truth that tracking is fed from.
+
+    A thread writes them: a slow store must not slow the event loop, and a driver that is killed loses a second.
+    """
+
+    def __init__(self, store: Store, run_id: str, driver: str) -> None:
+        self._store = store
+        self._prefix = f"{_events(run_id)}/{time.time_ns():020d}-{driver}"
+        self._waiting: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+        self._chunks = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._write_on, name="events", daemon=True)
+        self._thread.start()
+
+    def write(self, event: str, **news: Any) -> None:
+        """Adds an event."""
+        with self._lock:
+            self._waiting.append({"time": round(time.time(), 3), "event": event, **news})
+
+    def close(self) -> None:
+        """Writes what is waiting.
+
+        Raises:
+            StoreError: the store does not take it.
+        """
+        self._over.set()
+        self._thread.join()
+        self._flush()
+
+    def _write_on(self) -> None:
+        while not self._over.wait(FLUSH_SECONDS):
+            try:
+                self._flush()
+            except StoreError:  # kept for the next try
+                continue
+
+    def _flush(self) -> None:
+        with self._lock:
+            taken = list(self._waiting)
+        if not taken:
+            return
+        lines = "".join(json.dumps(event) + "\n" for event in taken)
+        self._store.put(f"{self._prefix}-{self._chunks:06d}.jsonl", lines.encode())
+        self._chunks += 1
+        with self._lock:
+            del self._waiting[: len(taken)]
+
+
+def events_of(store: Store, run_id: str, after: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The events of a run in order, each with the object that holds it, from after that object on."""
+    for path in sorted(store.paths(_events(run_id))):
+        if path > after:
+            for line in (store.get(path) or b"").splitlines():
+                yield path, json.loads(line)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished step of a run and its place in it."""
+
+    at: Mapping[str, Any]
+    step: Published
+
+    @property
+    def kind(self) -> str:
+        """The task's name."""
+        return str(self.step.manifest["task"]["kind"])
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """What the task reported."""
+        return self.step.metrics
+
+
+def write_plan(store: Store, run_id: str, steps: list[dict[str, Any]]) -> None:
+    """Records the steps that a run names, so that `gc` keeps them and `explain` knows them before they start."""
+    store.put(f"runs/{run_id}/plan.json", json.dumps(steps).encode())
+
+
+def named_steps(store: Store, run_id: str) -> dict[str, dict[str, Any]]:
+    """Every step that a run named, by key: its place, and its task and inputs where the plan knew them."""
+    named = {step["key"]: step for step in json.loads(store.get(f"runs/{run_id}/plan.json") or b"[]")}
+    for _, event in events_of(store, run_id):
+        if "key" in event:
+            named.setdefault(event["key"], {"key": event["key"], "at": event.get("at", {})})
+    return named
+
+
+def finished_steps(store: Store, run_id: str) -> list[Finished]:
+    """The finished steps of a run, in the order in which it named them."""
+    ledger = Ledger(store)
+    found = ((step.get("at", {}), ledger.find(key)) for key, step in named_steps(store, run_id).items())
+    return [Finished(at, published) for at, published in found if published is not None]
+
+
+def _events(run_id: str) -> str:
+    return f"runs/{run_id}/events"

@@ -1,0 +1,70 @@
+"""A connection to Ray: one of our own on this machine, or a running cluster's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+OURS = {
+    "RAY_task_oom_retries": "1",  # the default is to retry for ever
+    "RAY_grpc_client_keepalive_time_ms": "10000",  # a partition is noticed in seconds, not minutes
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+    "RAY_health_check_period_ms": "3000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+class ClusterUnreachable(RuntimeError):
+    """No Ray cluster answers at the address."""
+
+
+@contextlib.contextmanager
+def session(address: str = "local", cpus: int | None = None, gpus: float | None = None) -> Iterator[Any]:
+    """Connects to Ray for the time of a `with` block and gives the `ray` module.
+
+    A local session has a token of its own, kept in this process's environment: Ray would otherwise write one that
+    others can read to the home folder and use it for later clusters too.
+
+    Args:
+        address: `local` for processes of our own that end with this one, `auto` or `HOST:PORT` for a running cluster.
+        cpus: CPUs of a local session; all of the machine's when None.
+        gpus: GPUs of a local session; all of the machine's when None.
+
+    Raises:
+        ClusterUnreachable: nothing answers at the address, or it refuses the token.
+    """
+    for name, value in OURS.items():
+        os.environ.setdefault(name, value)
+    if address == "local":
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
+    import ray  # reads the variables above when it is imported
+
+    local = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **(local if address == "local" else {}),
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ClusterUnreachable(
+            f"--address {address}: {reason} (is the cluster up, and RAY_AUTH_TOKEN the one it was started with?)"
+        ) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _has_token() -> bool:
+    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))

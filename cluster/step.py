@@ -1,0 +1,41 @@
+"""A step: a task and the steps that feed it, named by what it computes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+
+class Runnable(Protocol):
+    """What the cluster needs of a task; it looks at nothing else."""
+
+    @property
+    def kind(self) -> str:
+        """The task's name."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that it uses."""
+        ...
+
+    @property
+    def gpus(self) -> float:
+        """GPUs, or a fraction of one, that it needs."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What it computes, as JSON: nothing of when, where or for whom."""
+        ...
+
+    def run(self, context: Any, **inputs: Any) -> Any:
+        """Computes; the result has `metrics` and `files`."""
+        ...
+
+
+def key_of(identity: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The SHA-256 that names a step: its task's identity and the keys of its inputs."""
+    record = {"task": identity, "inputs": dict(inputs)}
+    return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,150 @@
+"""One interface over a folder, memory, S3, GCS and Azure: the few operations that durability is built from."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, from_url
+
+SCHEMES = ("file", "memory", "s3", "gs", "az")
+
+
+class StoreError(RuntimeError):
+    """The store did not do what was asked: unreachable, full, read-only or refusing."""
+
+
+class Store:
+    """Objects by path. Every write is whole or absent; `create` has one winner, whoever asks and from wherever."""
+
+    def __init__(self, url: str, backend: Any) -> None:
+        self.url = url
+        self._backend = backend
+
+    @classmethod
+    def open(cls, url: str) -> Store:
+        """The store at a URL (`file:`, `s3:`, `gs:`, `az:`, `memory:`) or in a folder, which is made if missing.
+
+        Credentials come from the environment, never from the URL: it is recorded.
+
+        Raises:
+            ValueError: the URL names no known kind of store, or holds a password.
+            StoreError: the folder cannot be made or written.
+        """
+        parts = urlsplit(url)
+        if parts.scheme and (parts.username or parts.password):
+            raise ValueError("--store: a URL must not hold credentials; set them in the environment")
+        if parts.scheme in ("", "file"):
+            folder = Path(unquote(parts.path) if parts.scheme else url).expanduser().absolute()
+            return cls(str(folder), _open_folder(folder))
+        if parts.scheme not in SCHEMES:
+            raise ValueError(f"--store: unknown scheme '{parts.scheme}'; allowed: a folder, {', '.join(SCHEMES)}")
+        with _errors_named(url):
+            return cls(url, from_url(url, **_options(parts.scheme)))
+
+    def put(self, path: str, data: bytes) -> None:
+        """Writes or replaces an object."""
+        with _errors_named(path):
+            self._backend.put(path, data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Writes an object unless one is there; says whether this writer's bytes are the ones that stand.
+
+        A success whose answer was lost is recognised: the object that is already there is then this very one. So
+        `data` must name its writer.
+        """
+        try:
+            with _errors_named(path):
+                self._backend.put(path, data, mode="create")
+        except AlreadyExistsError:
+            return self.get(path) == data
+        return True
+
+    def get(self, path: str) -> bytes | None:
+        """The bytes of an object, or None if there is none."""
+        try:
+            with _errors_named(path):
+                return bytes(self._backend.get(path).bytes())
+        except FileNotFoundError:
+            return None
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object at this path."""
+        try:
+            with _errors_named(path):
+                self._backend.head(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def paths(self, prefix: str) -> Iterator[str]:
+        """The paths of all objects below a folder; slow on remote stores, so never on a hot path."""
+        with _errors_named(prefix):
+            for chunk in self._backend.list(prefix):
+                for entry in chunk:
+                    yield entry["path"]
+
+    def folders(self, prefix: str) -> list[str]:
+        """The names of the folders directly below one."""
+        with _errors_named(prefix):
+            found = self._backend.list_with_delimiter(prefix)["common_prefixes"]
+        return sorted(path.rsplit("/", 1)[-1] for path in found)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Removes objects; one that is already gone is no error."""
+        for path in paths:
+            try:
+                with _errors_named(path):
+                    self._backend.delete(path)
+            except FileNotFoundError:
+                pass
+
+    def move(self, source: str, target: str) -> None:
+        """Copies an object to another path, then removes it from the first; a missing source is no error."""
+        data = self.get(source)
+        if data is not None:
+            self.put(target, data)
+            self.delete([source])
+
+
+class _errors_named:  # noqa: N801 - reads as a phrase after `with`
+    """Turns the backend's errors into one line; conditions that callers handle pass through."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, FileNotFoundError | AlreadyExistsError):
+            return
+        if isinstance(error, BaseError | OSError | ValueError):
+            raise StoreError(f"{self._what}: {_first_line(error)}") from None
+
+
+def _open_folder(folder: Path) -> LocalStore:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"--store: cannot make the folder {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StoreError(f"--store: the folder {folder} is not writable")
+    return LocalStore(str(folder))
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    if scheme == "s3" and os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        return {"client_options": {"allow_http": True}}
+    return {}
+
+
+def _first_line(error: BaseException) -> str:
+    """The cause in one line: backends append a debug dump, and their operating-system reason sits inside it."""
+    text = str(error).split("\n\nDebug source")[0].strip().replace("\n", " ")
+    return re.sub(r"\s+", " ", text) or type(error).__name__

@@ -1,0 +1,224 @@
+"""What happens in a worker: take the lease, run the task, publish."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from cluster.failures import cause_of
+from cluster.ledger import Damaged, Fenced, Lease, Ledger, folder_of
+from cluster.step import Runnable
+from cluster.store import Store, StoreError
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The times that a lease lives by, in seconds."""
+
+    beat: float = 1.0
+    """Between two signs of life."""
+    ttl: float = 15.0
+    """Without a sign of life after which a holder is passed over."""
+    checkpoint: float = 10.0
+    """Between two checkpoints of a running step: the most that a killed worker loses."""
+    farewell: float = 10.0
+    """Given to running steps to save their state when the driver stops."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One attempt at one step, as the driver asks for it."""
+
+    key: str
+    task: Runnable
+    inputs: Mapping[str, str]
+    store: str
+    driver: str
+    attempt: str
+    over: int
+    terms: Terms
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an attempt: small, since it travels through Ray."""
+
+    state: str
+    """published, busy, fenced, stopped, damaged or failed."""
+    cause: str = ""
+    message: str = ""
+    log: str = ""
+    damaged: Damaged | None = None
+
+
+class _StopNow(BaseException):
+    """Ends a task after its state was saved; not an `Exception`, so that no task swallows it."""
+
+
+def stop_path(driver: str) -> str:
+    """The object whose presence asks all workers of a driver to save and leave."""
+    return f"drivers/{driver}/stop"
+
+
+def run_step(order: Order) -> Outcome:
+    """Runs one attempt; whatever happens inside is told, not raised."""
+    try:
+        return _run_leased(order)
+    except Fenced as error:
+        return Outcome("fenced", message=str(error))
+    except Damaged as error:
+        return Outcome("damaged", message=str(error), damaged=error)
+    except _StopNow:
+        return Outcome("stopped", cause="preempted", message="saved its state and left as asked")
+    except BaseException as error:
+        return Outcome("failed", cause_of(error), _message(error), _keep_log(order, error))
+
+
+def _run_leased(order: Order) -> Outcome:
+    ledger = Ledger(_open(order.store))
+    if ledger.store.exists(stop_path(order.driver)):  # it waited in Ray's queue while the driver was stopping
+        raise _StopNow
+    if ledger.find(order.key) is not None:
+        return Outcome("published")
+    about = {"task": order.task.identity(), "inputs": dict(order.inputs), "driver": order.driver}
+    lease = ledger.lease(order.key, order.attempt, order.over, about)
+    if lease is None:
+        return Outcome("busy")
+    with _Heart(ledger, lease, order) as heart:
+        if ledger.find(order.key) is not None:  # published between the first look and the lease
+            return Outcome("published")
+        if "torch" in sys.modules:  # a reused worker keeps the thread count of its last task
+            sys.modules["torch"].set_num_threads(order.task.threads)
+        started = time.monotonic()
+        inputs = {name: _input(ledger, key) for name, key in order.inputs.items()}
+        result = order.task.run(heart, **inputs)
+        manifest = {
+            "task": about["task"],
+            "inputs": about["inputs"],
+            "metrics": result.metrics,
+            "environment": {**_environment(), "threads": order.task.threads},
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        ledger.publish(lease, result.files, manifest)
+        heart.state = "done"
+    if lease.fence > 1 or heart.saves:
+        ledger.drop_checkpoints(lease)
+    return Outcome("published")
+
+
+def _input(ledger: Ledger, key: str) -> Any:
+    published = ledger.find(key)
+    if published is None:
+        raise Damaged(key, "manifest.json", "missing")
+    return published
+
+
+class _Heart:
+    """Beats while a task runs, and is the task's `Context`."""
+
+    def __init__(self, ledger: Ledger, lease: Lease, order: Order) -> None:
+        self._ledger = ledger
+        self._lease = lease
+        self._order = order
+        self._due = time.monotonic() + order.terms.checkpoint
+        self._leave = threading.Event()
+        self._over = threading.Event()
+        self._progress: tuple[int, int, str] = (0, 0, "")
+        self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
+        self.saves = 0
+        self.state = "released"
+
+    def __enter__(self) -> _Heart:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._over.set()
+        self._thread.join()
+        try:
+            self._ledger.beat(self._lease, state=self.state, saves=self.saves)
+        except StoreError:
+            if error[0] is None:
+                raise
+
+    def saved(self) -> bytes | None:
+        """The newest checkpoint of an earlier attempt."""
+        return self._ledger.load_checkpoint(self._lease)
+
+    def should_save(self) -> bool:
+        """Whether a checkpoint is due or the worker was asked to leave."""
+        return self._leave.is_set() or time.monotonic() >= self._due
+
+    def save(self, state: bytes) -> None:
+        """Stores a checkpoint; leaves if asked to."""
+        self._ledger.save_checkpoint(self._lease, state)
+        self.saves += 1
+        self._due = time.monotonic() + self._order.terms.checkpoint
+        if self._leave.is_set():
+            raise _StopNow
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Remembers how far the task is, for the next beat."""
+        self._progress = (done, total, note)
+
+    def _beat(self) -> None:
+        while not self._over.wait(self._order.terms.beat):
+            try:
+                self._ledger.beat(self._lease, saves=self.saves, progress=self._progress)
+                if self._ledger.store.exists(stop_path(self._order.driver)):
+                    self._leave.set()
+            except StoreError:  # a store that is away for a moment must not end the step
+                continue
+
+
+def _keep_log(order: Order, error: BaseException) -> str:
+    path = f"{folder_of(order.key)}/failure-{order.attempt}.txt"
+    try:
+        _open(order.store).put(path, "".join(traceback.format_exception(error)).encode())
+    except StoreError:
+        return ""
+    return path
+
+
+def _message(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    named = "" if isinstance(error, ValueError | StoreError) else f"{type(error).__name__}: "
+    return named + (text[0] if text else type(error).__name__)
+
+
+@cache
+def _open(url: str) -> Store:
+    return Store.open(url)
+
+
+@cache
+def _environment() -> dict[str, Any]:
+    """What a result's last bits may depend on."""
+    packages = ("hedgerow", "torch", "numpy", "ray")
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "machine": platform.machine(), "processor": _processor(), **found}
+
+
+def _processor() -> str:
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else ""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        cpu = platform.processor()
+    return json.dumps([cpu, gpu]) if gpu else cpu
