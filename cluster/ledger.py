@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from cluster.owner import Owner
@@ -99,7 +100,7 @@ class Ledger:
         try:
             manifest = json.loads(data)
             digest = manifest.pop("digest")
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise Damaged(key, "manifest.json", "not a manifest") from None
         if digest != _digest(manifest) or manifest["key"] != key:
             raise Damaged(key, "manifest.json", "its digest does not match its content")
@@ -197,18 +198,25 @@ class Ledger:
         """Removes what only an unfinished step needs."""
         self.store.delete(_checkpoint_path(lease.key, fence) for fence in range(1, lease.fence + 1))
 
-    def set_aside(self, damaged: Damaged) -> str:
+    def set_aside(self, damaged: Damaged) -> str | None:
         """Moves a damaged publication out of the way, for a look later; the step can then be computed anew.
 
         Returns:
-            the folder that now holds the manifest and the damaged file.
+            the folder that now holds the manifest and the damaged file; None if another has done so already.
         """
-        stamp = time.strftime("%Y%m%dT%H%M%S")
+        try:
+            published = self.find(damaged.key)
+            if published is None:
+                return None
+            if damaged.name in published.manifest["files"]:
+                published.read(damaged.name)
+            return None
+        except Damaged as found:
+            damaged = found
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         aside = f"set-aside/{damaged.key}/{stamp}"
-        data = self.store.get(_manifest_path(damaged.key))
-        if data is not None and damaged.name != "manifest.json":
-            entry = json.loads(data)["files"][damaged.name]
-            self.store.move(entry["path"], f"{aside}/{damaged.name}")
+        if damaged.name != "manifest.json":
+            self.store.move(published.manifest["files"][damaged.name]["path"], f"{aside}/{damaged.name}")
         self.store.move(_manifest_path(damaged.key), f"{aside}/manifest.json")
         return aside
 

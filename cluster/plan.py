@@ -53,13 +53,13 @@ class PlannedStep:
     published: Published | None
 
 
-async def make_plan(store: Store, run: Callable[[Flow], Awaitable[Any]]) -> Plan:
+async def make_plan(store: Store, run: Callable[[Flow], Awaitable[Any]], verify: bool = False) -> Plan:
     """Walks a workflow without computing anything.
 
     Awaiting a stored step gives its metrics; awaiting another one waits for ever, and when the whole workflow only
     waits, the plan ends there.
     """
-    looking = _Looking(store)
+    looking = _Looking(store, verify)
     workflow = asyncio.ensure_future(run(Flow(looking)))
     quiet = 0
     while not workflow.done() and quiet < PATIENCE:
@@ -77,13 +77,16 @@ async def make_plan(store: Store, run: Callable[[Flow], Awaitable[Any]]) -> Plan
 class _Looking:
     """An engine that finds steps and computes none."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, verify: bool) -> None:
+        self._verify = verify
         self._ledger = Ledger(store)
         self.plan = Plan()
 
     async def obtain(self, handle: Handle) -> Published:
         try:
             published = self._ledger.find(handle.key)
+            if published is not None and self._verify:
+                published.verify()
         except Damaged:  # the run will set it aside
             published = None
         self.plan.steps.append(PlannedStep(handle, published))

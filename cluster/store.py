@@ -59,7 +59,7 @@ class Store:
         `data` must name its writer.
         """
         try:
-            with _errors_named(path):
+            with _errors_named(path, AlreadyExistsError):
                 self._backend.put(path, data, mode="create")
         except AlreadyExistsError:
             return self.get(path) == data
@@ -68,7 +68,7 @@ class Store:
     def get(self, path: str) -> bytes | None:
         """The bytes of an object, or None if there is none."""
         try:
-            with _errors_named(path):
+            with _errors_named(path, FileNotFoundError):
                 return bytes(self._backend.get(path).bytes())
         except FileNotFoundError:
             return None
@@ -76,7 +76,7 @@ class Store:
     def exists(self, path: str) -> bool:
         """Whether there is an object at this path."""
         try:
-            with _errors_named(path):
+            with _errors_named(path, FileNotFoundError):
                 self._backend.head(path)
         except FileNotFoundError:
             return False
@@ -93,13 +93,15 @@ class Store:
         """The names of the folders directly below one."""
         with _errors_named(prefix):
             found = self._backend.list_with_delimiter(prefix)["common_prefixes"]
+        if isinstance(self._backend, LocalStore):  # a disk keeps folders whose objects are gone
+            found = [path for path in found if next(self.paths(path), None) is not None]
         return sorted(path.rsplit("/", 1)[-1] for path in found)
 
     def delete(self, paths: Iterable[str]) -> None:
         """Removes objects; one that is already gone is no error."""
         for path in paths:
             try:
-                with _errors_named(path):
+                with _errors_named(path, FileNotFoundError):
                     self._backend.delete(path)
             except FileNotFoundError:
                 pass
@@ -113,18 +115,17 @@ class Store:
 
 
 class _errors_named:  # noqa: N801 - reads as a phrase after `with`
-    """Turns the backend's errors into one line; conditions that callers handle pass through."""
+    """Turns the backend's errors into one line; the condition that the caller handles passes through."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, handled: type[BaseException] | tuple[()] = ()) -> None:
         self._what = what
+        self._handled = handled
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, FileNotFoundError | AlreadyExistsError):
-            return
-        if isinstance(error, BaseError | OSError | ValueError):
+        if isinstance(error, BaseError | OSError | ValueError) and not isinstance(error, self._handled):
             raise StoreError(f"{self._what}: {_first_line(error)}") from None
 
 

@@ -1,0 +1,29 @@
+"""The recipes: each wires tasks into a graph, and the command line launches them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.flow import Flow
+from cluster.runs import Finished
+from tasks.component import Component
+from workflows.report import Report
+
+
+class Workflow(Component):
+    """A graph of tasks that reads like the algorithm in its paper."""
+
+    def check(self) -> None:
+        """Finds, before any work starts, what no single field could know.
+
+        Raises:
+            ValueError: with the path of the field and what is allowed.
+        """
+
+    async def run(self, flow: Flow) -> None:
+        """Asks for the steps; returns when all that matter are finished."""
+        raise NotImplementedError
+
+    def report(self, finished: Sequence[Finished]) -> Report:
+        """The closing table and figure, from the steps that are finished so far."""
+        raise NotImplementedError

@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tasks.attacks.ball import Norm
 from tasks.component import Component
 
 
 class Attack(Component):
     """A way to perturb images within a ball."""
+
+    norm: Norm = "linf"
+    """Norm of the ball: the largest change of a pixel, or the Euclidean length of the change."""
 
     def perturb(
         self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: float, generator: torch.Generator

@@ -13,7 +13,9 @@ from tasks.pruning.mask import Mask
 class Saliency(Component):
     """How much each weight matters."""
 
-    def score(self, weights: Mapping[str, torch.Tensor], mask: Mask, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def score(
+        self, weights: Mapping[str, torch.Tensor], mask: Mask, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
         """A score for every weight under the mask, in the weights' shapes: the lowest are pruned first.
 
         Args:

@@ -1,0 +1,1 @@
+"""Training: the task, its hot loop, and what makes both exact after an interruption."""

@@ -1,0 +1,171 @@
+"""Weights & Biases as tracking sees it: runs that are opened when a row comes, and that must be seen to close."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Mode = Literal["offline", "online"]
+
+INIT_SECONDS = 20.0
+"""Given to a server to answer when a W&B run is opened."""
+ROOM = 2**20
+"""Bytes that must be free where W&B writes: it loses rows on a full disk without a word."""
+NOT_IN_A_PROJECT = re.compile(r"[/\\#?%:]")
+
+
+class TrackingFailed(RuntimeError):
+    """W&B does not take what it is given; results are untouched."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One W&B run: what a workflow did at one place, through all its levels."""
+
+    id: str
+    name: str
+    project: str
+    group: str
+    job_type: str
+    config: Mapping[str, Any]
+
+
+class Sink:
+    """The W&B runs of one process; every error of W&B comes out as `TrackingFailed`, in one line."""
+
+    def __init__(self, mode: Mode, folder: Path, patience: float) -> None:
+        """Prepares a sink; W&B is not imported before the first row.
+
+        Args:
+            mode: `offline` writes files for later, `online` sends rows too.
+            folder: W&B's files go to `wandb/` in it.
+            patience: seconds that closing a W&B run may take.
+        """
+        self._mode: Mode = mode
+        self._folder = folder
+        self._patience = patience
+        self._open: dict[str, Any] = {}
+        self._charted: set[tuple[str, str]] = set()
+
+    @property
+    def open(self) -> list[str]:
+        """The ids of the W&B runs that are open."""
+        return list(self._open)
+
+    def log(self, chain: Chain, step: int, row: Mapping[str, Any]) -> None:
+        """Adds a row to a W&B run, opening it if need be.
+
+        Args:
+            chain: the W&B run.
+            step: of W&B: more than that of the row before.
+            row: scalars by name.
+
+        Raises:
+            TrackingFailed: W&B cannot be reached, is gone, or there is no room for its files.
+        """
+        with _errors_in_one_line():
+            if chain.id not in self._open:
+                self._open[chain.id] = self._start(chain)
+            self._open[chain.id].log(dict(row), step=step, commit=True)
+
+    def chart_by_level(self, chain: Chain, kind: str) -> None:
+        """Draws what steps of a kind report against the level, not against the number of the row."""
+        if chain.id in self._open and (chain.id, kind) not in self._charted:
+            self._charted.add((chain.id, kind))
+            with _errors_in_one_line():
+                self._open[chain.id].define_metric(f"{kind}/*", step_metric="level")
+
+    def close(self, chain_id: str, exit_code: int) -> None:
+        """Closes a W&B run; when this returns, W&B has its rows.
+
+        Raises:
+            TrackingFailed: not all rows arrived in time, or there was no room for them.
+        """
+        with _errors_in_one_line():
+            self._open.pop(chain_id).finish(exit_code=exit_code)
+            self._require_room()
+
+    def _start(self, chain: Chain) -> Any:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._require_room()
+        os.environ.setdefault("WANDB_SILENT", "true")  # `silent` below comes too late for what logging in prints
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # offline is offline
+        import wandb  # a second and many megabytes: only for those who track
+
+        return wandb.init(
+            project=NOT_IN_A_PROJECT.sub("-", chain.project)[:128],
+            group=chain.group,
+            id=chain.id,
+            name=chain.name,
+            job_type=chain.job_type,
+            config=dict(chain.config),
+            mode=self._mode,
+            dir=str(self._folder),
+            resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                disable_code=True,
+                disable_job_creation=True,
+                save_code=False,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=self._patience,
+                finish_timeout_raises=True,
+                x_disable_meta=True,  # it holds the command line and paths of this machine
+                x_disable_stats=True,
+                x_disable_machine_info=True,
+                x_save_requirements=False,
+            ),
+        )
+
+    def _require_room(self) -> None:
+        with tempfile.TemporaryFile(dir=self._folder) as probe:
+            probe.write(bytes(ROOM))
+            probe.flush()
+            os.fsync(probe.fileno())
+
+
+def scalars(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    """The numbers in nested values, each under its path: `evaluate/robust/0.1/accuracy`.
+
+    An item of a list is called by its `epsilon` or `name` if it has one, else by its place in the list.
+    """
+    if isinstance(value, bool | int | float):
+        yield name, int(value) if isinstance(value, bool) else value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from scalars(item, f"{name}/{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            label = _label(item)
+            rest = {key: part for key, part in item.items() if key != label} if label else item
+            yield from scalars(rest, f"{name}/{item[label] if label else index}")
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line, without the API key should W&B have put it there."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    key = os.environ.get("WANDB_API_KEY")
+    return text.replace(key, "***") if key else text
+
+
+def _label(item: Any) -> str | None:
+    if not isinstance(item, Mapping):
+        return None
+    return next((label for label in ("epsilon", "name") if label in item), None)
+
+
+@contextlib.contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # W&B raises its own errors, those of sockets, and those of the disk
+        raise TrackingFailed(one_line(error)) from None

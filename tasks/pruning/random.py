@@ -1,0 +1,24 @@
+"""Random scores: the control that every saliency has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+
+from tasks.pruning import Saliency
+from tasks.pruning.mask import Mask
+
+
+class Random(Saliency):
+    """Random scores, uniform and independent of the weights (baseline of Gale et al. 2019)."""
+
+    kind: Literal["random"] = "random"
+
+    def score(
+        self, weights: Mapping[str, torch.Tensor], mask: Mask, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Uniform scores in [0, 1), drawn kernel by kernel in the mask's order."""
+        # Double, because 24 random bits repeat within a large network and ties would favour its first kernels.
+        return {name: torch.rand(weights[name].shape, dtype=torch.float64, generator=generator) for name in mask}

@@ -1,0 +1,144 @@
+"""The hot loop: steps of gradient descent whose randomness depends on their number alone.
+
+Batches, augmentation, attacks and dropout of step k are drawn from generators seeded by (seed, purpose, epoch or k). A
+resumed training has therefore no generator to restore, and one that is rewound to step k meets the very batches and the
+very noise that followed step k the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import nn, optim
+
+from tasks.data.batches import Loader
+from tasks.objectives import Objective
+from tasks.pruning.mask import Enforcer
+from tasks.schedules import Schedule
+from tasks.seeds import seed_of
+from tasks.task import Context
+from tasks.training.checkpoint import Progress, pack
+
+LOOK = 50
+"""Steps between two looks at the losses: on a GPU a look waits for all the work that is queued."""
+
+
+class Diverged(ValueError):
+    """Training left the finite numbers; nothing of it is kept."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One training: what its steps read and what they change."""
+
+    model: nn.Module
+    forward: nn.Module
+    """The model, or its compiled form."""
+    optimizer: optim.Optimizer
+    scaler: torch.amp.GradScaler
+    enforcer: Enforcer | None
+    """Keeps pruned weights dead."""
+    loader: Loader
+    objective: Objective
+    learning_rate: float
+    schedule: Schedule
+    steps: int
+    """Length of the schedule."""
+    seed: int
+    device: torch.device
+    half: torch.dtype | None
+    """What matrix products are computed in, if not float32."""
+
+    def run(self, progress: Progress, stop: int, end_epoch: Callable[[Progress], None], context: Context) -> None:
+        """Takes the steps up to `stop`, saving its state between any two of them when the context asks for it.
+
+        Args:
+            progress: is moved on in place.
+            stop: the number of steps at the end, counted over the whole schedule.
+            end_epoch: called after the last step of every epoch, and after the last step of all.
+            context: of the task.
+
+        Raises:
+            Diverged: a loss is NaN or infinite.
+        """
+        begin = progress.step
+        per_epoch = len(self.loader)
+        noise = torch.Generator(self.device)
+        while progress.step < stop:
+            epoch, position = divmod(progress.step, per_epoch)
+            self.model.train()
+            for images, labels in islice(self.loader.epoch(self.seed, epoch, start=position), stop - progress.step):
+                progress.losses.append(self._step(progress.step, images, labels, noise))
+                progress.step += 1
+                if progress.step % LOOK == 0:
+                    self.require_finite(progress)
+                    context.progress(progress.step - begin, stop - begin, f"epoch {epoch + 1}")
+                if progress.step % per_epoch == 0 or progress.step == stop:
+                    self.require_finite(progress)
+                    end_epoch(progress)
+                if context.should_save():
+                    context.save(pack(progress, self.model, self.optimizer, self.scaler))
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.learning_rate * self.schedule.factor(step, self.steps)
+
+    def require_finite(self, progress: Progress) -> None:
+        """Checks the losses since the last look.
+
+        Raises:
+            Diverged: one is NaN or infinite; names the first.
+        """
+        recent = torch.stack(progress.losses[-LOOK:])
+        broken = (~recent.isfinite()).nonzero()
+        if len(broken):
+            first = int(broken[0])
+            raise self.diverged(progress.step - len(recent) + first, f"the loss is {recent[first].item()}")
+
+    def diverged(self, step: int, what: str) -> Diverged:
+        """The error for training that broke at a step."""
+        return Diverged(
+            f"training diverged: {what} at step {step} (epoch {step // len(self.loader) + 1}) with learning rate "
+            f"{self.rate(step):g}; lower optimizer.learning_rate or raise schedule.warmup"
+        )
+
+    def _step(self, step: int, images: torch.Tensor, labels: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+        rate = self.rate(step)
+        for group in self.optimizer.param_groups:
+            if group["lr"] != rate:
+                group["lr"] = rate
+        noise.manual_seed(seed_of(self.seed, "noise", step))
+        _seed_layers(seed_of(self.seed, "layers", step), self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._precision():
+            loss = self.objective.loss(self.forward, images, labels, noise)
+        torch.autograd.backward(self.scaler.scale(loss))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.enforcer is not None:
+            self.enforcer()
+        return loss.detach()
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self.half is None:
+            return nullcontext()
+        # Without the cache of casts: one made under `no_grad` by an inner attack would cut the weights' gradient.
+        return torch.autocast(self.device.type, self.half, cache_enabled=False)
+
+
+@contextmanager
+def layers_seeded_apart(device: torch.device) -> Iterator[None]:
+    """Leaves the global generators, which dropout and the like draw from, as they were before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def _seed_layers(seed: int, device: torch.device) -> None:
+    """Seeds the global generators that layers draw from: `torch.manual_seed` would visit every kind of device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)

@@ -1,0 +1,282 @@
+"""The task that trains a network: from its initial weights, from a rewind point, or from weights already trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any, Literal, Self, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from tasks.component import kind_of
+from tasks.data import Dataset, Examples
+from tasks.data.augmentation import Augmentation
+from tasks.data.augmentation.none import Unchanged
+from tasks.data.batches import Loader
+from tasks.device import device_of, settle
+from tasks.models import Architecture
+from tasks.models.initialise import Initialiser, initialise
+from tasks.models.weights import restore, weights_to_bytes
+from tasks.objectives import Objective
+from tasks.objectives.standard import Standard
+from tasks.optimizers import Optimizer
+from tasks.pruning.mask import Enforcer, Mask
+from tasks.schedules import Schedule
+from tasks.schedules.constant import Constant
+from tasks.task import Context, Result, Stored, Task
+from tasks.training.checkpoint import Best, Progress, unpack
+from tasks.training.loop import Loop, layers_seeded_apart
+from tasks.training.slots import restore_slots, slots_to_bytes
+from tasks.training.validation import Score, validate
+
+SLOTS = "optimizer.safetensors"
+HALF = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Train(Task):
+    """Trains a network, dense or under a mask; weight rewinding after Frankle et al. 2020 (arXiv 1912.05671).
+
+    The published ways to retrain a pruned network (Renda et al. 2020, arXiv 2003.02389) are one field each:
+
+    - weight rewinding: `start` is the step that ended at `stop_at: k`, or nothing for k = 0; training goes on from k;
+    - learning-rate rewinding: `start` is the trained network, `schedule_from: zero`;
+    - fine-tuning: the same with the schedule `constant`, a small learning rate and fewer epochs.
+    """
+
+    kind: Literal["train"] = "train"
+    data: Dataset
+    """What to learn; its validation part picks the best network."""
+    architecture: Architecture
+    """The network."""
+    initialiser: Initialiser = "default"
+    """How initial weights are drawn."""
+    objective: Objective = Standard()
+    """What is minimised."""
+    optimizer: Optimizer
+    """How weights follow their gradients."""
+    schedule: Schedule = Constant()
+    """The learning rate over the whole training."""
+    epochs: int = Field(ge=1)
+    """Length of the schedule, whether or not all of it is run here."""
+    stop_at: int | None = Field(default=None, ge=0)
+    """Stop after this many steps of the schedule: the result is a rewind point. 0 gives the initial weights."""
+    schedule_from: Literal["start", "zero"] = "start"
+    """Where schedule and data order begin, given weights to start from: at the step they had reached, or anew."""
+    rewind_optimizer: bool = False
+    """Take the optimizer's slots from the rewind point too, instead of beginning with empty ones."""
+    batch_size: int = Field(default=128, ge=1)
+    """Examples a step; the last batch of an epoch may be smaller."""
+    augmentation: Augmentation = Unchanged()
+    """Random changes to training images."""
+    seed: int = Field(default=0, ge=0)
+    """Of data order, augmentation, attack noise and dropout."""
+    init_seed: int = Field(default=0, ge=0)
+    """Of the initial weights, and of nothing else."""
+    validate_every: int = Field(default=1, ge=1)
+    """Epochs between validations; the last step is always validated."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What matrix products are computed in; weights, optimizer and validation stay in fp32."""
+    compile: bool = False
+    """Compile the network for training. Part of the identity: fused kernels round differently."""
+    channels_last: bool = False
+    """Keep images and kernels in NHWC order. Part of the identity: other kernels round differently."""
+
+    @model_validator(mode="after")
+    def _slots_belong_to_a_place_in_the_schedule(self) -> Self:
+        if self.rewind_optimizer and self.schedule_from == "zero":
+            raise ValueError("rewind_optimizer needs schedule_from: start, where the slots were left")
+        return self
+
+    def run(self, context: Context, **inputs: Stored) -> Result:
+        """Trains up to `stop_at`, or to the end.
+
+        Args:
+            context: of the step; training goes on from what an earlier attempt saved, to the same bits.
+            inputs: `start`, an earlier training to start from (initial weights if absent); `mask`, a step with a
+                `mask.safetensors` (that of `start` if absent: a sparse network stays sparse).
+
+        Returns:
+            Metrics: `step`, `epochs`, `last` and `best` {accuracy, loss, step, epoch} on validation data,
+            `sample_steps` (examples seen here times forward-backward passes), `density` and `parameters`, `digest`.
+            Files: `weights.safetensors` (last), `best.safetensors` (highest validation accuracy, the earliest of
+            equals), `history.jsonl`, `mask.safetensors` under a mask, `optimizer.safetensors` at a rewind point.
+
+        Raises:
+            Diverged: the loss or a weight is NaN or infinite.
+            ValueError: fields and inputs do not fit.
+        """
+        if unknown := inputs.keys() - {"start", "mask"}:
+            raise ValueError(f"train has no input '{min(unknown)}'; allowed: start, mask")
+        settle(self.threads)
+        device = device_of(self.gpus)
+        with layers_seeded_apart(device):
+            return _Training(self, device, inputs.get("start"), inputs.get("mask")).run(context)
+
+
+class _Training:
+    """One run of a `Train`."""
+
+    def __init__(self, task: Train, device: torch.device, start: Stored | None, mask: Stored | None) -> None:
+        self.task = task
+        validation = task.data.load("validation")
+        self.validation = Examples(validation.images.to(device), validation.labels.to(device))
+        layout = torch.channels_last if task.channels_last else torch.contiguous_format
+        examples = task.data.load("train")
+        self.examples = len(examples)
+        self.loader = Loader(
+            examples,
+            batch_size=task.batch_size,
+            device=device,
+            augmentation=task.augmentation,
+            channels_last=task.channels_last,
+        )
+        self.total = task.epochs * len(self.loader)
+        self.begin, self.stop = self._span(start)
+        self.mask = _mask(start, mask)
+        self.model = initialise(task.architecture, task.data.signature(), task.init_seed, task.initialiser)
+        if start is not None:
+            restore(self.model, start.read("weights.safetensors"))
+        if self.mask is not None:
+            self.mask.apply_(self.model)
+        self.model.to(device).to(memory_format=layout)
+        optimizer = task.optimizer.build(self.model.parameters())
+        self.loop = Loop(
+            model=self.model,
+            forward=cast(nn.Module, torch.compile(self.model)) if task.compile else self.model,
+            optimizer=optimizer,
+            scaler=torch.amp.GradScaler(device.type, enabled=task.precision == "fp16"),
+            enforcer=Enforcer(self.mask, self.model, optimizer) if self.mask is not None else None,
+            loader=self.loader,
+            objective=task.objective,
+            learning_rate=task.optimizer.learning_rate,
+            schedule=task.schedule,
+            steps=self.total,
+            seed=task.seed,
+            device=device,
+            half=HALF[task.precision],
+        )
+        if start is not None and task.rewind_optimizer:
+            restore_slots(_slots(start), kind_of(type(task.optimizer)), self.model, optimizer, self.loop.scaler)
+
+    def run(self, context: Context) -> Result:
+        loop = self.loop
+        saved = context.saved()
+        progress = Progress(self.begin) if saved is None else unpack(saved, self.model, loop.optimizer, loop.scaler)
+        if self.stop == 0:
+            score = self._validate(progress)
+            progress.history = [{"epoch": 0, "step": 0, **_validation(score)}]
+        loop.run(progress, self.stop, self._end_epoch, context)
+        return self._result(progress)
+
+    def _span(self, start: Stored | None) -> tuple[int, int]:
+        """The first step, and the one after the last."""
+        task = self.task
+        stop = self.total if task.stop_at is None else task.stop_at
+        if stop > self.total:
+            length = f"{task.epochs} epochs of {len(self.loader)} batches"
+            raise ValueError(f"stop_at is {stop}, but the whole training has {self.total} steps ({length})")
+        if start is None:
+            return 0, stop
+        begin = int(start.metrics["step"]) if task.schedule_from == "start" else 0
+        if begin >= stop:
+            raise ValueError(
+                f"nothing to train: start is at step {begin} and training ends at step {stop}; "
+                "`schedule_from: zero` would train its weights anew"
+            )
+        return begin, stop
+
+    def _end_epoch(self, progress: Progress) -> None:
+        """Adds the epoch to the history."""
+        step = progress.step
+        sizes = torch.tensor([self._seen(n + 1) - self._seen(n) for n in range(step - len(progress.losses), step)])
+        losses = torch.stack(progress.losses).cpu().double()
+        progress.losses = []
+        entry = {
+            "epoch": self._epoch(step),
+            "step": step,
+            "learning_rate": self.loop.rate(step - 1),
+            "train_loss": ((losses * sizes).sum() / sizes.sum()).item(),
+            "sample_steps": self._sample_steps(step),
+        }
+        if step == self.stop or self._epoch(step) % self.task.validate_every == 0:
+            entry |= _validation(self._validate(progress))
+        progress.history.append(entry)
+
+    def _validate(self, progress: Progress) -> Score:
+        """Measures the network as it is, and keeps it if it is the best so far."""
+        score = validate(self.model, self.validation, self.loop.device)
+        if not math.isfinite(score.loss):
+            raise self.loop.diverged(max(progress.step - 1, 0), f"the validation loss is {score.loss}")
+        for name, tensor in self.model.state_dict().items():
+            if not tensor.isfinite().all():
+                raise self.loop.diverged(max(progress.step - 1, 0), f"'{name}' has NaN or infinite values")
+        if progress.best is None or score.accuracy > progress.best.accuracy:
+            step = progress.step
+            progress.best = Best(score.accuracy, score.loss, step, self._epoch(step), weights_to_bytes(self.model))
+        return score
+
+    def _result(self, progress: Progress) -> Result:
+        task, best, step = self.task, progress.best, progress.step
+        assert best is not None  # the last step is always validated
+        last = progress.history[-1]
+        weights = weights_to_bytes(self.model)
+        files = {
+            "weights.safetensors": weights,
+            "best.safetensors": best.weights,
+            "history.jsonl": "".join(json.dumps(entry) + "\n" for entry in progress.history).encode(),
+        }
+        if self.mask is not None:
+            self.mask.audit(self.model)
+            files["mask.safetensors"] = self.mask.to_bytes()
+        if self.stop < self.total:
+            kind = kind_of(type(task.optimizer))
+            files[SLOTS] = slots_to_bytes(kind, self.model, self.loop.optimizer, self.loop.scaler)
+        metrics: dict[str, Any] = {
+            "step": step,
+            "epochs": step / len(self.loader),
+            "last": {
+                "accuracy": last["validation_accuracy"],
+                "loss": last["validation_loss"],
+                "step": step,
+                "epoch": self._epoch(step),
+            },
+            "best": {"accuracy": best.accuracy, "loss": best.loss, "step": best.step, "epoch": best.epoch},
+            "sample_steps": self._sample_steps(step),
+            "density": self.mask.density if self.mask is not None else 1.0,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "digest": hashlib.sha256(weights).hexdigest(),
+        }
+        return Result(metrics, files)
+
+    def _epoch(self, step: int) -> int:
+        """The epoch, counted from one, that the last of `step` steps belongs to."""
+        return -(-step // len(self.loader))
+
+    def _seen(self, step: int) -> int:
+        """Examples seen before a step, counted from the beginning of the schedule."""
+        epochs, position = divmod(step, len(self.loader))
+        return epochs * self.examples + position * self.task.batch_size
+
+    def _sample_steps(self, step: int) -> int:
+        return (self._seen(step) - self._seen(self.begin)) * self.task.objective.passes()
+
+
+def _mask(start: Stored | None, mask: Stored | None) -> Mask | None:
+    """The mask to train under: the one given, or else the one that `start` was trained under."""
+    if mask is None and start is not None and start.metrics["density"] < 1:
+        mask = start
+    return Mask.from_bytes(mask.read("mask.safetensors")) if mask is not None else None
+
+
+def _validation(score: Score) -> dict[str, float]:
+    return {"validation_accuracy": score.accuracy, "validation_loss": score.loss}
+
+
+def _slots(start: Stored) -> bytes:
+    try:
+        return start.read(SLOTS)
+    except KeyError:
+        raise ValueError(f"rewind_optimizer: start has no {SLOTS}; only a step with stop_at keeps it") from None

@@ -1,0 +1,129 @@
+"""What the training task costs beside the same arithmetic without a framework, and beside a DataLoader.
+
+Run with `-m benchmark -s`. All three train LeNet-300-100 with the same optimizer on one thread, on MNIST in
+`HEDGEROW_DATA` or on `mnist-mini` repeated to as many examples. They take turns, and medians of processor time are
+compared: each is one thread of one process, and what else the machine does counts as little as it can.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Literal
+
+import pytest
+import torch
+import torchvision
+from torch import nn, optim
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision.transforms import ToTensor
+
+from tasks.data import Dataset, Examples, Signature, Split
+from tasks.data.mnist import Mnist
+from tasks.data.mnist_mini import MnistMini
+from tasks.device import settle
+from tasks.models.initialise import initialise
+from tasks.models.lenet import LeNet300100
+from tasks.optimizers.sgd import SGD
+from tasks.task import Alone
+from tasks.training.train import Train
+
+pytestmark = pytest.mark.benchmark
+
+BATCH_SIZE = 128
+ROUNDS = 5
+RATE, MOMENTUM = 0.1, 0.9
+EXAMPLES = 54_000
+
+
+class Digits(Dataset):
+    """As many digits as the training part of MNIST; hardly any for validation, since what is timed is training."""
+
+    kind: Literal["benchmark-digits"] = "benchmark-digits"
+
+    def fingerprint(self) -> str:
+        return "benchmark"
+
+    def signature(self) -> Signature:
+        return source().signature()
+
+    def load(self, split: Split) -> Examples:
+        return digits() if split == "train" else Examples(digits().images[:1], digits().labels[:1])
+
+
+def source() -> Dataset:
+    return Mnist() if "HEDGEROW_DATA" in os.environ else MnistMini()
+
+
+@cache
+def digits() -> Examples:
+    found = source().load("train")
+    again = -(-EXAMPLES // len(found))
+    return Examples(found.images.repeat(again, 1, 1, 1)[:EXAMPLES], found.labels.repeat(again)[:EXAMPLES])
+
+
+class OneByOne(torchvision.datasets.MNIST):
+    """torchvision's MNIST with these examples: each is made a picture, and then a tensor."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.data, self.targets = examples.images.squeeze(1), examples.labels
+        self.transform, self.target_transform = ToTensor(), None
+
+
+def epoch_by_hand(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], model: nn.Module) -> None:
+    optimizer = optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM, fused=True)
+    model.train()
+    for images, labels in batches:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+
+def sliced(images: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for batch in torch.randperm(len(labels)).split(BATCH_SIZE):
+        yield images[batch], labels[batch]
+
+
+def seconds(act: Callable[[], object]) -> float:
+    begin = time.process_time()
+    act()
+    return time.process_time() - begin
+
+
+def test_training_costs_what_its_arithmetic_costs(capsys: pytest.CaptureFixture[str]):
+    settle(1)
+    data = Digits()
+    examples = digits()
+    images, labels = examples.images.float() / 255, examples.labels
+    loader = DataLoader(OneByOne(examples), batch_size=BATCH_SIZE, shuffle=True)
+    task = Train(
+        data=data,
+        architecture=LeNet300100(),
+        optimizer=SGD(learning_rate=RATE, momentum=MOMENTUM),
+        epochs=1,
+        batch_size=BATCH_SIZE,
+    )
+    fresh = lambda: initialise(LeNet300100(), data.signature(), 0)
+    contestants: dict[str, Callable[[], object]] = {
+        "bare loop": lambda: epoch_by_hand(sliced(images, labels), fresh()),
+        "hedgerow": lambda: task.run(Alone()),
+        "DataLoader": lambda: epoch_by_hand(iter(loader), fresh()),
+    }
+    task.run(Alone())
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(ROUNDS):
+        for name, act in contestants.items():
+            times[name].append(seconds(act))
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    over_bare = medians["hedgerow"] / medians["bare loop"]
+    under_loader = medians["DataLoader"] / medians["hedgerow"]
+    with capsys.disabled():
+        lines = ", ".join(f"{name} {median:.2f} s" for name, median in medians.items())
+        print(f"\nan epoch of {EXAMPLES} examples: {lines}")
+        print(
+            f"hedgerow / bare loop {over_bare:.3f} (at most 1.15); DataLoader / hedgerow {under_loader:.2f} (at least 4)"
+        )
+    assert over_bare <= 1.15
+    assert under_loader >= 4

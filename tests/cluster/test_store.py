@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from obstore.exceptions import AlreadyExistsError, GenericError
+
+from cluster.store import Store, StoreError
+from tests.cluster import racing
+from tests.cluster.conftest import BUCKET
+
+ROOT = Path(__file__).parents[2]
+
+
+# ---- one contract, every kind of store
+
+
+def test_what_was_put_is_what_is_read(store: Store) -> None:
+    for data in (b"", b"x", bytes(range(256)) * 1000):
+        store.put("a/b.bin", data)
+        assert store.get("a/b.bin") == data
+
+
+def test_overwriting_leaves_nothing_of_the_old_object(store: Store) -> None:
+    store.put("a", b"long" * 1000)
+    store.put("a", b"short")
+    assert store.get("a") == b"short"
+
+
+def test_readers_never_see_a_part_of_a_write(store: Store) -> None:
+    size = 300_000
+    store.put("a", b"0" * size)
+    seen: list[bytes] = []
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            seen.append(store.get("a") or b"missing")
+
+    with ThreadPoolExecutor(2) as readers:
+        for _ in range(2):
+            readers.submit(read)
+        for turn in range(15):
+            store.put("a", str(turn % 10).encode() * size)
+        over.set()
+    assert seen
+    assert all(len(data) == size and len(set(data)) == 1 for data in seen)
+
+
+def test_a_missing_object_is_none_and_no_error(store: Store) -> None:
+    store.put("a/b", b"1")
+    assert store.get("nothing") is None
+    assert store.get("a") is None
+    assert not store.exists("nothing")
+    assert not store.exists("a")
+    assert store.exists("a/b")
+
+
+def test_create_keeps_the_first_bytes(store: Store) -> None:
+    assert store.create("a", b"first")
+    assert not store.create("a", b"second")
+    assert store.get("a") == b"first"
+
+
+def test_create_is_possible_again_after_delete(store: Store) -> None:
+    assert store.create("a", b"first")
+    store.delete(["a"])
+    assert store.create("a", b"second")
+    assert store.get("a") == b"second"
+
+
+def test_paths_are_all_objects_below_a_folder_and_no_others(store: Store) -> None:
+    names = {"a/1", "a/b/2", "a/b/c/3", "ab/4", "5"}
+    for name in names:
+        store.put(name, b"x")
+    assert set(store.paths("a")) == {"a/1", "a/b/2", "a/b/c/3"}
+    assert set(store.paths("a/b/")) == {"a/b/2", "a/b/c/3"}
+    assert set(store.paths("")) == names
+    assert list(store.paths("nothing")) == []
+
+
+def test_more_objects_than_one_page_are_all_listed(store: Store) -> None:
+    names = {f"many/{number:04d}" for number in range(1100)}
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(lambda name: store.put(name, b""), names))
+    assert set(store.paths("many")) == names
+
+
+def test_folders_are_the_names_directly_below(store: Store) -> None:
+    for name in ("runs/b/1", "runs/a/2", "runs/a/deep/3", "runs/file"):
+        store.put(name, b"x")
+    assert store.folders("runs") == ["a", "b"]
+    assert store.folders("runs/a") == ["deep"]
+    assert store.folders("nothing") == []
+
+
+def test_an_emptied_folder_is_no_folder(store: Store) -> None:
+    store.put("runs/a/1", b"x")
+    store.put("runs/b/deep/2", b"x")
+    store.delete(["runs/a/1"])
+    assert store.folders("runs") == ["b"]
+
+
+def test_delete_forgives_what_is_already_gone(store: Store) -> None:
+    store.put("a", b"1")
+    store.put("b", b"2")
+    store.delete(["a", "nothing", "a", "b"])
+    assert list(store.paths("")) == []
+
+
+def test_move_takes_the_bytes_along_and_leaves_nothing(store: Store) -> None:
+    store.put("a/1", b"x")
+    store.put("b/2", b"old")
+    store.move("a/1", "b/2")
+    assert store.get("b/2") == b"x"
+    assert not store.exists("a/1")
+    store.move("nothing", "b/2")
+    assert store.get("b/2") == b"x"
+
+
+def test_of_sixteen_threads_that_create_exactly_one_wins(store: Store) -> None:
+    barrier = threading.Barrier(16)
+
+    def create(racer: int, number: int) -> bool:
+        barrier.wait(30)
+        return store.create(f"race/{number}", f"racer {racer}".encode())
+
+    with ThreadPoolExecutor(16) as racers:
+        for number in range(8):
+            wins = list(racers.map(create, range(16), [number] * 16))
+            assert wins.count(True) == 1
+            assert store.get(f"race/{number}") == f"racer {wins.index(True)}".encode()
+
+
+def test_of_several_processes_that_create_exactly_one_wins(shared_url: str) -> None:
+    results = racing.race(shared_url, racing.creates, racers=4)
+    store = Store.open(shared_url)
+    for number, wins in enumerate(zip(*results, strict=True)):
+        assert wins.count(True) == 1
+        assert store.get(f"race/{number}") == f"racer {wins.index(True)}".encode()
+
+
+class _LosesAnswers:
+    """A backend whose writes succeed while their answer is lost."""
+
+    def __init__(self, backend: Any, error: Exception) -> None:
+        self._backend = backend
+        self._error: Exception | None = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def put(self, path: str, data: bytes, **how: Any) -> Any:
+        answer = self._backend.put(path, data, **how)
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return answer
+
+
+def test_a_creation_whose_retry_met_itself_is_a_success(store: Store) -> None:
+    careless = Store(store.url, _LosesAnswers(store._backend, AlreadyExistsError("already exists")))
+    assert careless.create("a", b"writer 1")
+    assert not store.create("a", b"writer 2")
+
+
+def test_a_creation_whose_answer_was_lost_succeeds_when_repeated(store: Store) -> None:
+    careless = Store(store.url, _LosesAnswers(store._backend, GenericError("timed out")))
+    with pytest.raises(StoreError, match="^a: timed out$"):
+        careless.create("a", b"writer 1")
+    assert careless.create("a", b"writer 1")
+    assert not store.create("a", b"writer 2")
+
+
+def test_an_impossible_path_is_one_line_that_names_it(store: Store) -> None:
+    for act in (
+        lambda: store.put("../x", b""),
+        lambda: store.create("../x", b""),
+        lambda: store.get("../x"),
+        lambda: store.exists("../x"),
+    ):
+        with pytest.raises(StoreError) as failure:
+            act()
+        assert str(failure.value).startswith("../x: ")
+        assert "\n" not in str(failure.value)
+
+
+# ---- opening
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "s3://key@bucket/x", "gs://:secret@bucket"])
+def test_credentials_in_the_url_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match="must not hold credentials") as failure:
+        Store.open(url)
+    assert "secret" not in str(failure.value)
+
+
+def test_an_unknown_scheme_is_refused_with_those_allowed() -> None:
+    with pytest.raises(ValueError, match=r"unknown scheme 'ftp'; allowed: a folder, file, memory, s3, gs, az"):
+        Store.open("ftp://host/x")
+
+
+def test_a_folder_and_its_file_url_are_the_same_store(tmp_path: Path) -> None:
+    folder = tmp_path / "with space"
+    Store.open(str(folder)).put("a", b"1")
+    opened = Store.open(folder.as_uri())
+    assert opened.get("a") == b"1"
+    assert opened.url == str(folder)
+
+
+def test_a_relative_folder_stays_the_same_after_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store.open("here")
+    monkeypatch.chdir("/")
+    store.put("a", b"1")
+    assert store.url == str(tmp_path / "here")
+    assert (tmp_path / "here" / "a").read_bytes() == b"1"
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="cannot make the folder"):
+        Store.open(str(tmp_path / "file"))
+
+
+# ---- faults of the disk
+
+
+def _in_own_mounts(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs shell lines as a user who may mount; skips where that is not allowed."""
+    if shutil.which("unshare") is None:
+        pytest.skip("no unshare here")
+    probe = f"mount -t tmpfs -o size=64k tmpfs '{folder}'"
+    allowed = subprocess.run(["unshare", "-m", "sh", "-c", probe], capture_output=True, check=False)
+    if allowed.returncode:
+        pytest.skip("mounting is not allowed here")
+    return subprocess.run(
+        ["unshare", "-m", "sh", "-ec", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_a_read_only_folder_is_refused_and_can_still_be_asked_about(tmp_path: Path) -> None:
+    code = f"""
+from cluster.store import Store, StoreError
+try:
+    Store.open({str(tmp_path)!r})
+except StoreError as error:
+    print(error)
+"""
+    mounts = f"mount -t tmpfs -o size=64k,ro tmpfs '{tmp_path}'"
+    answer = _in_own_mounts(f"{mounts}\n{sys.executable} - <<'END'\n{code}END\n", tmp_path)
+    assert answer.stdout == f"--store: the folder {tmp_path} is not writable\n", answer.stderr
+
+
+def test_a_disk_that_became_read_only_is_a_store_error_and_stays_readable(tmp_path: Path) -> None:
+    code = f"""
+import subprocess
+from cluster.store import Store, StoreError
+store = Store.open({str(tmp_path)!r})
+store.put("a", b"1")
+subprocess.run(["mount", "-o", "remount,ro", {str(tmp_path)!r}], check=True)
+for act in (lambda: store.put("a", b"2"), lambda: store.create("b", b"2"), lambda: store.delete(["a"])):
+    try:
+        act()
+    except StoreError as error:
+        print(str(error).count(chr(10)), "Read-only file system" in str(error))
+print(store.get("a"), list(store.paths("")))
+subprocess.run(["mount", "-o", "remount,rw", {str(tmp_path)!r}], check=True)
+print(store.create("b", b"2"))
+"""
+    mounts = f"mount -t tmpfs -o size=64k tmpfs '{tmp_path}'"
+    answer = _in_own_mounts(f"{mounts}\n{sys.executable} - <<'END'\n{code}END\n", tmp_path)
+    assert answer.stdout == "0 True\n" * 3 + "b'1' ['a']\nTrue\n", answer.stderr
+
+
+def test_a_full_disk_is_a_store_error_and_the_store_lives_on_when_space_is_freed(tmp_path: Path) -> None:
+    code = f"""
+from cluster.store import Store, StoreError
+store = Store.open({str(tmp_path)!r})
+store.put("old", b"o" * 50_000)
+store.put("ballast", b"b" * 100_000)
+for act in (lambda: store.put("old", b"n" * 200_000), lambda: store.create("new", b"n" * 200_000)):
+    try:
+        act()
+    except StoreError as error:
+        print(str(error).count(chr(10)), "No space left" in str(error))
+print(store.get("old") == b"o" * 50_000, store.get("new"), sorted(store.paths("")))
+store.delete(["ballast"])
+print(store.create("new", b"n" * 150_000), store.get("new") == b"n" * 150_000)
+"""
+    mounts = f"mount -t tmpfs -o size=256k tmpfs '{tmp_path}'"
+    answer = _in_own_mounts(f"{mounts}\n{sys.executable} - <<'END'\n{code}END\n", tmp_path)
+    assert answer.stdout == "0 True\n" * 2 + "True None ['ballast', 'old']\nTrue True\n", answer.stderr
+
+
+# ---- faults of the network
+
+
+class _Proxy(BaseHTTPRequestHandler):
+    """Passes everything on to the server; of the first `faults` writes it loses the answer."""
+
+    behind = ""
+    faults = 0
+    writes = 0
+    answer = 0
+    protocol_version = "HTTP/1.1"
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        connection = http.client.HTTPConnection(type(self).behind)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        reply = connection.getresponse()
+        data = reply.read()
+        status = reply.status
+        if self.command == "PUT":
+            type(self).writes += 1
+            if type(self).writes <= type(self).faults:
+                if type(self).answer == 0:
+                    self.close_connection = True
+                    self.connection.close()
+                    return
+                status, data = type(self).answer, b""
+        self.send_response(status)
+        for name, value in reply.getheaders():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection", "server", "date"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", reply.headers["Content-Length"] if self.command == "HEAD" else str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = _pass_on  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("answer", [0, 500, 503])
+def test_a_lost_answer_on_the_wire_neither_loses_nor_doubles_a_creation(
+    s3_server: str, monkeypatch: pytest.MonkeyPatch, answer: int, request: pytest.FixtureRequest
+) -> None:
+    attributes = {"behind": urlsplit(s3_server).netloc, "faults": 1, "answer": answer}
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), type("Proxy", (_Proxy,), attributes))
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    folder = f"s3://{BUCKET}/lost-{answer}"
+    try:
+        with monkeypatch.context() as environment:
+            environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
+            through = Store.open(folder)
+        try:
+            won = through.create("a", b"writer 1")
+        except StoreError:  # allowed: then the caller cannot know, and asks again
+            won = through.create("a", b"writer 1")
+        assert won
+        direct = Store.open(folder)
+        assert not direct.create("a", b"writer 2")
+        assert direct.get("a") == b"writer 1"
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+
+
+def test_a_missing_bucket_is_a_store_error(s3_server: str) -> None:
+    store = Store.open("s3://no-such-bucket/x")
+    for act in (lambda: store.put("a", b""), lambda: store.create("a", b""), lambda: list(store.paths(""))):
+        with pytest.raises(StoreError) as failure:
+            act()
+        assert "\n" not in str(failure.value)

@@ -1,0 +1,198 @@
+"""Objectives compute the losses of their papers and leave the model's mode and statistics alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.nn import functional as F
+
+from tasks.attacks import pgd
+from tasks.objectives import Objective
+from tasks.objectives.pgd import PGD
+from tasks.objectives.standard import Standard
+from tasks.objectives.trades import TRADES
+from tasks.seeds import generator
+from tests.tasks.attack_toys import EPSILON, SmallNet, TwoFeatures, accuracy, pixels, trained
+
+ADVERSARIAL = [PGD(epsilon=EPSILON, steps=4), PGD(epsilon=0.5, steps=4, norm="l2"), TRADES(epsilon=EPSILON, steps=4)]
+
+
+def fresh(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return SmallNet().build(TwoFeatures().signature()).train()
+
+
+def gradients(objective: Objective, model: nn.Module, seed: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    images, labels = pixels()
+    loss = objective.loss(model, images[:64], labels[:64], generator(seed))
+    return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+def test_label_smoothing_spreads_probability_over_all_classes() -> None:
+    images, labels = pixels()
+    model = fresh().eval()
+    log_p = model(images).log_softmax(1)
+    expected = -(0.9 * log_p[torch.arange(len(labels)), labels] + 0.1 * log_p.mean(1)).mean()
+    loss = Standard(label_smoothing=0.1).loss(model, images, labels, generator(0))
+    assert torch.allclose(loss, expected, atol=1e-6)
+
+
+def test_trades_without_beta_is_standard_training_bit_for_bit() -> None:
+    standard, trades = trained(Standard(), epochs=2), trained(TRADES(epsilon=EPSILON, beta=0), epochs=2)
+    for name, value in standard.state_dict().items():
+        assert torch.equal(value, trades.state_dict()[name]), name
+
+
+class Affine(nn.Module):
+    """A model without batch statistics, to compare with formulas."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64, 3, generator=generator("affine"), dtype=dtype))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1) @ self.weight
+
+
+def test_the_gradient_of_trades_flows_through_both_branches() -> None:
+    images, labels = pixels()
+    images, labels = images[:16].double(), labels[:16]
+    model, objective = Affine(torch.float64), TRADES(epsilon=0.02, steps=3, beta=4.0)
+    (gradient,) = torch.autograd.grad(objective.loss(model, images, labels, generator(0)), model.weight)
+
+    # The attacked images, found once more by finite means: they are fixed while the loss is differentiated.
+    seen: list[torch.Tensor] = []
+    handle = model.register_forward_hook(lambda _, given, __: seen.append(given[0].detach()))
+    objective.loss(model, images, labels, generator(0))
+    handle.remove()
+    perturbed = seen[-1]
+    assert not torch.equal(perturbed, images)
+
+    @torch.no_grad()
+    def loss_at(weight: torch.Tensor) -> torch.Tensor:
+        p = (images.flatten(1) @ weight).softmax(1)
+        q = (perturbed.flatten(1) @ weight).softmax(1)
+        natural = -p[torch.arange(16), labels].log().mean()
+        return natural + 4.0 * (p * (p / q).log()).sum(1).mean()
+
+    for index in [(0, 0), (17, 1), (63, 2)]:
+        nudge = torch.zeros_like(model.weight)
+        nudge[index] = 1e-5
+        slope = (loss_at(model.weight + nudge) - loss_at(model.weight - nudge)) / 2e-5
+        assert float(gradient[index]) == pytest.approx(float(slope), rel=1e-5, abs=1e-9)
+
+
+def test_trades_attacks_the_divergence_and_not_the_label() -> None:
+    images, _ = pixels()
+    model, objective = Affine(), TRADES(epsilon=0.02, steps=5)
+    seen: list[torch.Tensor] = []
+    model.register_forward_hook(lambda _, given, __: seen.append(given[0].detach()))
+    for labels in (torch.zeros(300, dtype=torch.int64), torch.ones(300, dtype=torch.int64)):
+        objective.loss(model, images, labels, generator(0))
+    assert torch.equal(seen[len(seen) // 2 - 1], seen[-1])
+
+    def divergence(other: torch.Tensor) -> torch.Tensor:
+        return F.kl_div(model(other).log_softmax(1), model(images).softmax(1), reduction="batchmean")
+
+    noise = images + 0.02 * torch.rand(images.shape, generator=generator(1)).sub(0.5).sign()
+    assert divergence(seen[-1]) > 3 * divergence(noise.clamp(0, 1))
+
+
+def test_madrys_loss_is_the_cross_entropy_on_attacked_images_alone() -> None:
+    images, labels = pixels()
+    model, objective = Affine(), PGD(epsilon=0.02, steps=5)
+    loss = objective.loss(model, images, labels, generator(0)).detach()
+    assert loss > 1.1 * F.cross_entropy(model(images), labels)
+    seen: list[torch.Tensor] = []
+    model.register_forward_hook(lambda _, given, __: seen.append(given[0].detach()))
+    objective.loss(model, images, labels, generator(0))
+    assert len(seen) == objective.passes()
+    assert torch.allclose(loss, F.cross_entropy(model(seen[-1]), labels))
+    assert (seen[-1] - images).abs().max() <= 0.02 + 1e-6
+
+
+@pytest.mark.parametrize("objective", ADVERSARIAL, ids=str)
+def test_crafting_leaves_batch_statistics_and_gradients_alone(objective: Objective) -> None:
+    model, reference = fresh(), fresh()
+    gradients(objective, model)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    forwards = 2 if isinstance(objective, TRADES) else 1  # the loss itself sees the batch in training mode
+    assert int(model.body[1].num_batches_tracked) == forwards
+    assert not torch.equal(model.body[1].running_mean, reference.body[1].running_mean)
+
+
+def test_modules_that_were_frozen_stay_frozen() -> None:
+    model = fresh()
+    model.body[1].eval()
+    before = model.body[1].running_mean.clone()
+    gradients(PGD(epsilon=EPSILON), model)
+    assert not model.body[1].training
+    assert model.body[0].training
+    assert torch.equal(model.body[1].running_mean, before)
+
+
+@pytest.mark.parametrize("objective", [*ADVERSARIAL, Standard()], ids=str)
+def test_equal_generators_give_equal_bytes_whatever_the_global_one_does(objective: Objective) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        before = torch.random.get_rng_state()
+        loss, first = gradients(objective, fresh())
+        assert torch.equal(torch.random.get_rng_state(), before)
+        torch.manual_seed(2)
+        again, second = gradients(objective, fresh())
+    assert torch.equal(loss, again)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    if not isinstance(objective, Standard):
+        other, _ = gradients(objective, fresh(), seed=1)
+        assert not torch.equal(loss, other)
+
+
+def test_beta_trades_accuracy_for_stability() -> None:
+    images, labels = pixels()
+    standing = []
+    for beta in (0.0, 6.0):
+        net = trained(TRADES(epsilon=EPSILON, steps=4, beta=beta), epochs=6)
+        perturbed = pgd.PGD(steps=10).perturb(net, images, labels, EPSILON, generator(0))
+        standing.append((accuracy(net, images, labels), accuracy(net, perturbed, labels)))
+    assert standing[0][0] >= standing[1][0]
+    assert standing[0][1] < 0.05
+    assert standing[1][1] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("objective", "passes"),
+    [
+        (Standard(), 1),
+        (PGD(epsilon=0.1, steps=7), 8),
+        (TRADES(epsilon=0.1, steps=10), 12),
+        (TRADES(epsilon=0.1, steps=10, beta=0), 1),
+    ],
+    ids=str,
+)
+def test_the_cost_counts_the_inner_attack(objective: Objective, passes: int) -> None:
+    assert objective.passes() == passes
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        (PGD, {}),
+        (PGD, {"epsilon": 0}),
+        (PGD, {"epsilon": 1.5}),
+        (PGD, {"epsilon": 0.1, "steps": 0}),
+        (TRADES, {"epsilon": 0.1, "beta": -1}),
+        (Standard, {"label_smoothing": 1}),
+    ],
+    ids=str,
+)
+def test_values_out_of_bounds_do_not_validate(family: type[Objective], fields: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        family.model_validate(fields)
+
+
+def test_a_euclidean_radius_may_exceed_one() -> None:
+    assert PGD(epsilon=1.5, norm="l2").epsilon == 1.5

@@ -1,0 +1,155 @@
+"""Exactness: interrupted anywhere, training ends with the same bytes."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.component import members
+from tasks.data.augmentation import Augmentation
+from tasks.models.weights import load_weights
+from tasks.objectives.pgd import PGD
+from tasks.optimizers.adam import Adam
+from tasks.optimizers.adamw import AdamW
+from tasks.optimizers.sgd import SGD
+from tasks.schedules.one_cycle import OneCycle
+from tasks.task import Result
+from tasks.training import checkpoint
+from tasks.training.train import Train
+from tests.tasks.training_toys import Finished, Interrupted, Tiny, Watch, half_mask, toy, trained
+
+SGD_MOMENTUM = SGD(learning_rate=0.05, momentum=0.9, weight_decay=1e-3)
+
+
+def resumed(task: Train, interruptions: list[int], inputs: dict[str, Any]) -> Result:
+    """The result after the worker went away at these numbers of saves, its global generators elsewhere each time."""
+    state = None
+    for saves in interruptions:
+        torch.manual_seed(saves)
+        watch = Watch(state, saves)
+        with pytest.raises(Interrupted):
+            task.run(watch, **inputs)
+        state = watch.state
+    torch.manual_seed(99)
+    return task.run(Watch(state), **inputs)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"optimizer": SGD_MOMENTUM},
+        {"optimizer": SGD(learning_rate=0.05, momentum=0.9, nesterov=True), "schedule": OneCycle()},
+        {"optimizer": Adam(learning_rate=0.01)},
+        {"optimizer": AdamW(learning_rate=0.01)},
+        {"architecture": Tiny(dropout=0.5, norm=True)},
+        {"objective": PGD(epsilon=0.1, steps=3), "architecture": Tiny(norm=True)},
+        {"augmentation": "crop-flip"},
+        {"precision": "bf16"},
+        {"precision": "fp16", "architecture": Tiny(dropout=0.5)},
+        {"channels_last": True, "optimizer": Adam(learning_rate=0.01)},
+        {"validate_every": 2},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values()))[:40] if isinstance(fields, dict) else None,
+)
+def test_resumed_training_is_bit_identical_at_every_batch(fields: dict[str, Any]):
+    task = toy(**fields)
+    straight = task.run(Watch())
+    for saves in range(1, 19):
+        assert resumed(task, [saves], {}) == straight, f"interrupted after step {saves}"
+
+
+@pytest.mark.parametrize("optimizer", [SGD_MOMENTUM, Adam(learning_rate=0.01, weight_decay=1e-3)], ids=["sgd", "adam"])
+def test_resumed_training_under_a_mask_from_a_rewind_point_is_bit_identical(optimizer: Any):
+    rewind = trained(toy(optimizer=optimizer, stop_at=4))
+    inputs = {"start": rewind, "mask": half_mask(rewind)}
+    task = toy(optimizer=optimizer, stop_at=16, rewind_optimizer=True)
+    straight = task.run(Watch(), **inputs)
+    for saves in range(1, 13):
+        assert resumed(task, [saves], inputs) == straight, f"interrupted after {saves} steps"
+
+
+def test_interruptions_add_up_to_nothing():
+    task = toy(architecture=Tiny(dropout=0.5, norm=True))
+    assert resumed(task, [1, 3, 1, 2, 6, 4], {}) == task.run(Watch())
+
+
+def test_what_is_compared_can_differ():
+    assert toy().run(Watch()) != toy(seed=1).run(Watch())
+    assert toy(architecture=Tiny(dropout=0.5)).run(Watch()) != toy(architecture=Tiny(dropout=0.5), seed=1).run(Watch())
+
+
+@pytest.mark.parametrize("k", [1, 4, 6, 13])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"optimizer": SGD(learning_rate=0.05)},
+        {"optimizer": SGD_MOMENTUM, "rewind_optimizer": True},
+        {"optimizer": Adam(learning_rate=0.01), "rewind_optimizer": True, "schedule": OneCycle()},
+        {"optimizer": AdamW(learning_rate=0.01), "rewind_optimizer": True, "channels_last": True},
+        {"optimizer": SGD_MOMENTUM, "rewind_optimizer": True, "precision": "fp16"},
+        {"optimizer": SGD(learning_rate=0.05), "architecture": Tiny(dropout=0.5, norm=True)},
+    ],
+    ids=["sgd", "momentum", "adam", "adamw-channels-last", "fp16", "dropout-norm"],
+)
+def test_stopping_and_going_on_is_training_straight_through(k: int, fields: dict[str, Any]):
+    straight = trained(toy(**fields))
+    there = trained(toy(**{**fields, "stop_at": k}))
+    assert there.metrics["step"] == k
+    onward = trained(toy(**fields), start=there)
+    assert onward.read("weights.safetensors") == straight.read("weights.safetensors")
+    assert onward.metrics["last"] == straight.metrics["last"]
+
+
+def test_a_fresh_optimizer_is_not_a_rewound_one():
+    rewind = trained(toy(stop_at=4))
+    fresh, rewound = trained(toy(), start=rewind), trained(toy(rewind_optimizer=True), start=rewind)
+    assert fresh.metrics["digest"] != rewound.metrics["digest"]
+
+
+def test_another_process_computes_the_same_bytes():
+    program = (
+        "import json, torch; torch.rand(7)\n"
+        "from tests.tasks.training_toys import Tiny, toy, trained\n"
+        "print(json.dumps(trained(toy(architecture=Tiny(dropout=0.5, norm=True))).metrics))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    output = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, check=True, text=True
+    )
+    here = trained(toy(architecture=Tiny(dropout=0.5, norm=True))).metrics
+    assert json.loads(output.stdout) == here
+
+
+def test_training_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    toy(architecture=Tiny(dropout=0.5), objective=PGD(epsilon=0.1, steps=2)).run(Watch())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_state_of_another_format_is_refused(monkeypatch: pytest.MonkeyPatch):
+    watch = Watch(saves=2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 0)
+    with pytest.raises(Interrupted):
+        toy().run(watch)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="has format 0, this hedgerow reads format 1"):
+        toy().run(Watch(watch.state))
+
+
+def test_the_best_network_survives_an_interruption():
+    task = toy(optimizer=SGD(learning_rate=0.4, momentum=0.9), epochs=6)
+    straight = trained(task)
+    best = straight.metrics["best"]
+    assert best["step"] < 36, "the toy must peak early for this to mean anything"
+    result = resumed(task, [best["step"] + 1], {})
+    assert Finished(result.metrics, result.files).read("best.safetensors") == straight.read("best.safetensors")
+    assert load_weights(result.files["best.safetensors"]).tensors.keys()
+
+
+def test_augmentation_is_a_family_with_members():
+    assert {"none", "crop-flip"} <= set(members(Augmentation))

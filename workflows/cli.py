@@ -1,0 +1,253 @@
+"""The command line: `hedgerow`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from workflows.recipe import BadRequest
+
+app = typer.Typer(
+    help="Find networks that are sparse and robust.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a field of the recipe.")]
+StoreUrl = Annotated[
+    str, typer.Option("--store", envvar="HEDGEROW_STORE", help="A folder, or s3://, gs://, az:// URL, that keeps all results.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for tables, figures and offline tracking.")]
+Address = Annotated[str, typer.Option("--address", help="Ray: `local`, `auto`, or HOST:PORT of a cluster.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="CPUs of a local session; all when not given.")]
+Wandb = Annotated[str, typer.Option("--wandb", help="W&B: online, offline or disabled; online when a key exists.")]
+Checkpoint = Annotated[float, typer.Option("--checkpoint", min=0.1, help="Seconds between checkpoints of a step.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop everything at the first failed step.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Check every stored file against its digest before reuse.")]
+
+DEFAULT_STORE = "hedgerow-store"
+DEFAULT_OUT = Path("hedgerow-results")
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    store: StoreUrl = DEFAULT_STORE,
+    out_folder: Out = DEFAULT_OUT,
+    address: Address = "local",
+    workers: Workers = None,
+    wandb: Wandb = "auto",
+    checkpoint: Checkpoint = 10.0,
+    fail_fast: FailFast = False,
+    verify: Verify = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe, or go on where it was left: finished steps are found, not computed again."""
+    from workflows.launch import Options, launch
+    from workflows.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    options = Options(store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify)
+    _finish(launch(loaded, options, _progress_console(as_json)), as_json, _resume_command(store))
+
+
+@app.command()
+def resume(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its beginning.")],
+    store: StoreUrl = DEFAULT_STORE,
+    out_folder: Out = DEFAULT_OUT,
+    address: Address = "local",
+    workers: Workers = None,
+    wandb: Wandb = "auto",
+    checkpoint: Checkpoint = 10.0,
+    fail_fast: FailFast = False,
+    verify: Verify = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a recorded run, wherever its recipe file went."""
+    from workflows.inspect import recorded_recipe
+    from workflows.launch import Options, launch, open_store
+
+    loaded = recorded_recipe(open_store(store), run_id)
+    options = Options(store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify)
+    _finish(launch(loaded, options, _progress_console(as_json)), as_json, _resume_command(store))
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    store: StoreUrl = DEFAULT_STORE,
+    verify: Verify = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is stored and what would run, without running anything."""
+    from workflows.inspect import plan_records, plan_table
+    from workflows.launch import open_store, plan_of
+    from workflows.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    planned = plan_of(loaded, open_store(store), verify)
+    _print_json(plan_records(loaded, planned)) if as_json else out.print(plan_table(loaded, planned))
+
+
+@app.command()
+def runs(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """List the runs of a store."""
+    from workflows.inspect import runs_records, runs_table
+    from workflows.launch import open_store
+
+    records = runs_records(open_store(store))
+    _print_json(records) if as_json else out.print(runs_table(records))
+
+
+@app.command()
+def show(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its beginning.")],
+    store: StoreUrl = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Show a run's results and the state of its steps; works while it runs, from another terminal too."""
+    from workflows.inspect import run_record, run_view
+    from workflows.launch import open_store
+
+    opened = open_store(store)
+    _print_json(run_record(opened, run_id)) if as_json else out.print(run_view(opened, run_id))
+
+
+@app.command()
+def explain(
+    key: Annotated[str, typer.Argument(help="A step's key, or its beginning.")],
+    store: StoreUrl = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Say where a step's result comes from, or why it is not reused: what differs from the nearest stored step."""
+    from workflows.explain import explain_step, explanation_text
+    from workflows.launch import open_store
+
+    explanation = explain_step(open_store(store), key)
+    _print_json(explanation) if as_json else out.print(explanation_text(explanation), markup=False, soft_wrap=True)
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List every method with its source."""
+    from workflows.methods import methods_records, methods_table
+
+    _print_json(methods_records()) if as_json else out.print(methods_table())
+
+
+@app.command()
+def schema(
+    workflow: Annotated[str, typer.Argument(help="A workflow's kind.")] = "imp", as_json: AsJson = False
+) -> None:
+    """Print the JSON schema of a workflow's recipes, for editors."""
+    from workflows.methods import recipe_schema
+
+    _print_json(recipe_schema(workflow))
+
+
+@app.command()
+def doctor(
+    store: StoreUrl = DEFAULT_STORE, address: Address = "local", as_json: AsJson = False
+) -> None:
+    """Check this machine, the store and the cluster, and name what is wrong."""
+    from workflows.doctor import check_all, checks_table
+
+    checks = check_all(store, address)
+    _print_json([check.record() for check in checks]) if as_json else out.print(checks_table(checks))
+    if any(check.state == "wrong" for check in checks):
+        raise typer.Exit(3)
+
+
+@app.command()
+def gc(
+    store: StoreUrl = DEFAULT_STORE,
+    forget: Annotated[list[str] | None, typer.Option(help="A run to drop: its steps go unless another run names them.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; otherwise only say what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no run names, and what unfinished attempts left behind."""
+    from cluster.collect import collect
+    from workflows.launch import open_store
+
+    collected = collect(open_store(store), forget or [], remove=yes)
+    if as_json:
+        _print_json(collected.record())
+    else:
+        out.print(collected.summary(), markup=False)
+
+
+@app.command()
+def sync(
+    run_id: Annotated[str, typer.Argument(metavar="[RUN]", help="A run's id; every run when not given.")] = "",
+    store: StoreUrl = DEFAULT_STORE,
+    out_folder: Out = DEFAULT_OUT,
+) -> None:
+    """Push runs that were tracked offline to W&B."""
+    from cluster.tracking import sync as push
+    from workflows.inspect import chosen_runs
+    from workflows.launch import open_store
+
+    opened = open_store(store)
+    for found in chosen_runs(opened, run_id):
+        push(opened, found.id, out_folder / found.id / "wandb")
+        out.print(f"{found.id}: pushed", markup=False)
+
+
+def main() -> None:
+    """Runs the command line; every foreseeable failure is one line and an exit code."""
+    from cluster.session import ClusterUnreachable
+    from cluster.store import StoreError
+
+    try:
+        app()
+    except (BadRequest, ClusterUnreachable, StoreError) as error:
+        for line in str(error).splitlines():
+            print(f"hedgerow: {line}", file=sys.stderr)  # noqa: T201 - plain text, whatever it holds
+        sys.exit(2 if isinstance(error, BadRequest) else 3)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _progress_console(as_json: bool) -> Console:
+    return err if as_json else out
+
+
+def _finish(ended: Any, as_json: bool, resume_command: str) -> None:
+    if as_json:
+        files = [str(path) for path in ended.files]
+        _print_json({"run": ended.run, "code": ended.code, "results": ended.report.results, "files": files, "problems": ended.problems})
+    else:
+        if ended.report.rows:
+            out.print(ended.report.table())
+        for path in ended.files:
+            out.print(f"wrote {path}", markup=False, soft_wrap=True)
+    for problem in ended.problems:
+        err.print(problem, markup=False, soft_wrap=True)
+    if ended.code:
+        err.print(f"to go on: {resume_command.format(run=ended.run)}", markup=False, soft_wrap=True)
+        raise typer.Exit(ended.code)
+
+
+def _resume_command(store: str) -> str:
+    where = "" if store == DEFAULT_STORE or os.environ.get("HEDGEROW_STORE") == store else f" --store {shlex.quote(store)}"
+    return "hedgerow resume {run}" + where
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")

@@ -1,0 +1,224 @@
+"""Iterative magnitude pruning with rewinding, its retraining variants and its controls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import mean
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from cluster.flow import Flow, Handle
+from cluster.runs import Finished
+from tasks.attacks import Attack
+from tasks.measuring.evaluate import Evaluate
+from tasks.models.prunable import output_layer, prunable
+from tasks.pruning.prune import Prune, survivors
+from tasks.pruning.shuffle import ShuffleMask
+from tasks.seeds import seed_of
+from tasks.training.train import Train
+from workflows import Workflow
+from workflows.report import Curve, Report
+
+Control = Literal["reinitialised", "shuffled"]
+
+
+class IMP(Workflow):
+    """Iterative magnitude pruning with rewinding (Frankle & Carbin 2019, Alg. 2; Frankle et al. 2020, Alg. 2)."""
+
+    kind: Literal["imp"] = "imp"
+    train: Train
+    """How a network is trained at every level; its seeds count the replicates' from here."""
+    prune: Prune
+    """What one level removes."""
+    levels: int | None = Field(default=None, ge=1)
+    """How many times to prune."""
+    sparsity: float | None = Field(default=None, gt=0, lt=1)
+    """Instead of `levels`: prune until at least this share of the prunable weights is gone."""
+    rewind_step: int = Field(default=0, ge=0)
+    """The training step whose weights every level restarts from; 0 are the initial weights."""
+    retraining: Literal["rewind", "learning-rate-rewind"] = "rewind"
+    """Restart from the rewind point, or keep the weights and restart the schedule (Renda et al. 2020)."""
+    replicates: int = Field(default=1, ge=1)
+    """Independent chains: other initial weights, other data orders."""
+    controls: tuple[Control, ...] = ("reinitialised", "shuffled")
+    """What each ticket is compared with: other initial weights, or its mask shuffled within layers."""
+    control_every: int = Field(default=1, ge=1)
+    """Controls are trained at every so many levels, counted back from the last."""
+    attacks: tuple[Attack, ...] = ()
+    """What robust accuracy is measured with."""
+    epsilons: tuple[float, ...] = ()
+    """Budgets of the attacks."""
+    examples: int | None = Field(default=None, ge=1)
+    """Test examples that are attacked; all when not given."""
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Self:
+        if (self.levels is None) == (self.sparsity is None):
+            raise ValueError("give either levels or sparsity")
+        return self
+
+    def check(self) -> None:
+        """Builds the network without weights, and counts what every level would keep."""
+        steps = self.train.epochs * math.ceil(len(self.train.data.load("train")) / self.train.batch_size)
+        if self.rewind_step >= steps:
+            raise ValueError(f"rewind_step: {self.rewind_step} (training has {steps} steps; it must be fewer)")
+        self.measurement()
+        list(self.densities())
+
+    def densities(self) -> Iterator[float]:
+        """The density after each level, by counting alone.
+
+        Raises:
+            ValueError: the images do not fit the network, or no level reaches the sparsity.
+        """
+        try:
+            with torch.device("meta"):
+                network = self.train.architecture.build(self.train.data.signature())
+        except ValueError as error:
+            raise ValueError(f"train.architecture: {error}") from None
+        sizes = {name: kernel.numel() for name, kernel in prunable(network).items()}
+        total, spared = sum(sizes.values()), sizes[output_layer(network)]
+        own = self.prune.output_layer != "include"
+        ranked, output = (total - spared, spared) if own else (total, 0)
+        level = 0
+        while self._goes_on(level, density := (ranked + output) / total):
+            if self.prune.output_layer == "half":
+                output = survivors(output, self.prune.fraction / 2)
+            fewer = survivors(ranked, self.prune.fraction)
+            if fewer == ranked or fewer == 0:
+                wanted = f"sparsity {self.sparsity}" if self.sparsity else f"level {self.levels}"
+                raise ValueError(
+                    f"{'sparsity' if self.sparsity else 'levels'}: {wanted} is out of reach; pruning ends at level "
+                    f"{level}, sparsity {1 - density:.4f}, with {ranked + output} of {total} weights left"
+                )
+            ranked, level = fewer, level + 1
+            yield (ranked + output) / total
+
+    def _goes_on(self, level: int, density: float) -> bool:
+        return level < self.levels if self.levels is not None else density > 1 - (self.sparsity or 0)
+
+    def measurement(self) -> Evaluate:
+        """What is measured of every network."""
+        return Evaluate(
+            data=self.train.data,
+            architecture=self.train.architecture,
+            split="test",
+            attacks=self.attacks,
+            epsilons=self.epsilons,
+            examples=self.examples,
+            threads=self.train.threads,
+            gpus=self.train.gpus,
+        )
+
+    def seeded(self, replicate: int) -> Train:
+        """The training of one replicate."""
+        seeds = {"seed": self.train.seed + replicate, "init_seed": self.train.init_seed + replicate}
+        return self.train.model_copy(update=seeds)
+
+    async def run(self, flow: Flow) -> None:
+        """The chains, side by side."""
+        await flow.together(*(self.chain(flow.at(replicate=index), index) for index in range(self.replicates)))
+
+    async def chain(self, flow: Flow, replicate: int) -> None:
+        """One replicate: train, prune, rewind, and again."""
+        train = self.seeded(replicate)
+        start = flow.step(train.model_copy(update={"stop_at": self.rewind_step})) if self.rewind_step else None
+        depth = len(list(self.densities()))
+        mask, measured = None, []
+        for level in range(depth + 1):
+            here = flow.at(level=level)
+            trained = here.step(train, start=start, mask=mask)
+            measured.append(here.step(self.measurement(), trained=trained))
+            if mask is not None and (depth - level) % self.control_every == 0:
+                measured += self.measured_controls(here, train, start, mask, replicate)
+            if self.retraining == "learning-rate-rewind":
+                start, train = trained, train.model_copy(update={"schedule_from": "zero"})
+            if level < depth:
+                mask = here.step(self.prune, trained=trained, mask=mask)
+        await flow.together(*measured)
+
+    def measured_controls(
+        self, flow: Flow, train: Train, start: Handle | None, mask: Handle, replicate: int
+    ) -> Iterator[Handle]:
+        """The networks that tell whether it is the ticket, and not just its sparsity, that counts."""
+        for control in self.controls:
+            here = flow.at(control=control)
+            if control == "reinitialised":
+                trained = here.step(_reinitialised(train), mask=mask)
+            else:
+                shuffled = here.step(ShuffleMask(seed=seed_of(replicate, "shuffle") % 2**31), mask=mask)
+                trained = here.step(train, start=start, mask=shuffled)
+            yield here.step(self.measurement(), trained=trained)
+
+    def report(self, finished: Sequence[Finished]) -> Report:
+        """Accuracy and robust accuracy over density, tickets beside their controls."""
+        results = [_point(step, density) for step, density in _measured(finished)]
+        arms = ["ticket", *self.controls]
+        names = ["clean", *(f"ε={epsilon:g}" for epsilon in self.epsilons)]
+        rows = []
+        for density in sorted({point["density"] for point in results}, reverse=True):
+            level = next(point["level"] for point in results if point["density"] == density)
+            cells = [_spread(results, arm, density, name) for arm in arms for name in names]
+            rows.append([str(level), f"{100 * density:.1f}", *cells])
+        styles = dict(zip(arms, ("-", "--", ":"), strict=False))
+        return Report(
+            title=f"Iterative magnitude pruning, {self.train.architecture.kind} on {self.train.data.kind}",
+            columns=["level", "kept %", *(f"{arm} {name}" for arm in arms for name in names)],
+            rows=rows,
+            results=results,
+            notes=_notes(finished, self.replicates),
+            curves=[
+                Curve(f"{arm}, {name}", [(100 * p["density"], 100 * p[name]) for p in results if p["arm"] == arm],
+                      {"linestyle": styles[arm], "color": f"C{names.index(name)}"})
+                for name in names for arm in arms
+            ],
+            x_label="weights kept, %",
+            y_label="test accuracy, %",
+        )
+
+
+def _reinitialised(train: Train) -> Train:
+    other = seed_of(train.init_seed, "reinitialised") % 2**31
+    return train.model_copy(update={"init_seed": other})
+
+
+def _measured(finished: Sequence[Finished]) -> Iterator[tuple[Finished, float]]:
+    """Every evaluation, with the density of the network that it measured."""
+    trained = {step.step.key: step for step in finished if step.kind == "train"}
+    for step in finished:
+        if step.kind == "evaluate":
+            source = trained.get(step.step.manifest["inputs"]["trained"])
+            if source is not None:
+                yield step, source.metrics["density"]
+
+
+def _point(step: Finished, density: float) -> dict[str, Any]:
+    metrics = step.metrics
+    robust = {f"ε={entry['epsilon']:g}": entry["accuracy"] for entry in metrics["robust"]}
+    return {
+        "arm": step.at.get("control", "ticket"),
+        "replicate": step.at["replicate"],
+        "level": step.at["level"],
+        "density": density,
+        "clean": metrics["clean"]["accuracy"],
+        **robust,
+        "step": step.step.key,
+    }
+
+
+def _spread(results: Sequence[dict[str, Any]], arm: str, density: float, name: str) -> str:
+    """Mean over replicates, and half the distance between the extremes."""
+    values = [100 * point[name] for point in results if point["arm"] == arm and point["density"] == density]
+    if not values:
+        return ""
+    return f"{mean(values):.1f}" + (f" ±{(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else "")
+
+
+def _notes(finished: Sequence[Finished], replicates: int) -> list[str]:
+    cost = sum(step.metrics.get("sample_steps", 0) for step in finished)
+    warnings = {warning for step in finished for warning in step.metrics.get("warnings", [])}
+    spread = "± half the range over replicates; " if replicates > 1 else ""
+    return [f"{spread}{cost:,} sample-steps of training", *sorted(warnings)]
