@@ -70,8 +70,7 @@ class Engine:
             return published
         for upstream in handle.inputs.values():
             await upstream.published()
-        async with self._slots:
-            published = await self._compute(handle)
+        published = await self._compute(handle)
         self._tell("published", handle, published=published)
         return published
 
@@ -91,8 +90,6 @@ class Engine:
         budget = Budget()
         over = 0
         while True:
-            if self._stopping.is_set():
-                raise Stopped
             outcome, attempt = await self._attempt(handle, over)
             if outcome.state in ("published", "fenced"):
                 published = await self._find(handle)
@@ -101,7 +98,7 @@ class Engine:
             if outcome.state == "stopped":
                 raise Stopped
             if outcome.damaged is not None and budget.spend("store", made_progress=False):
-                await self._recompute_input(handle, outcome.damaged)
+                await self._mend(handle, outcome.damaged)
                 continue
             if outcome.state in ("busy", "fenced"):
                 published, over = await self._wait_for_holder(handle)
@@ -110,27 +107,32 @@ class Engine:
                 continue
             if outcome.damaged is not None:
                 outcome = Outcome("failed", "store", f"{outcome.message}, again and again")
+            if outcome.state == "published":
+                outcome = Outcome("failed", "store", "its publication was damaged or gone when it was looked for")
             over = await self._after_failure(handle, outcome, attempt, budget)
 
     async def _attempt(self, handle: Handle, over: int) -> tuple[Outcome, str]:
-        self._attempts += 1
-        order = Order(
-            key=handle.key,
-            task=handle.task,
-            inputs={name: upstream.key for name, upstream in handle.inputs.items()},
-            store=self._store.url,
-            driver=self.driver,
-            attempt=f"{self.driver}-{self._attempts}",
-            over=over,
-            terms=self._terms,
-        )
-        running = self._executor.submit(order)
-        self._running[order.attempt] = running
-        self._tell("started", handle, attempt=order.attempt)
-        try:
-            return await self._watched(handle, running, order.attempt), order.attempt
-        finally:
-            del self._running[order.attempt]
+        async with self._slots:
+            if self._stopping.is_set():
+                raise Stopped
+            self._attempts += 1
+            order = Order(
+                key=handle.key,
+                task=handle.task,
+                inputs={name: upstream.key for name, upstream in handle.inputs.items()},
+                store=self._store.url,
+                driver=self.driver,
+                attempt=f"{self.driver}-{self._attempts}",
+                over=over,
+                terms=self._terms,
+            )
+            running = self._executor.submit(order)
+            self._running[order.attempt] = running
+            self._tell("started", handle, attempt=order.attempt)
+            try:
+                return await self._watched(handle, running, order.attempt), order.attempt
+            finally:
+                del self._running[order.attempt]
 
     async def _watched(self, handle: Handle, running: Any, attempt: str) -> Outcome:
         """Waits for an attempt, but not for one whose heart stopped: a frozen node never answers."""
@@ -187,16 +189,23 @@ class Engine:
             await asyncio.sleep(0.5)
         return lease.fence if held and lease is not None else 0
 
-    async def _recompute_input(self, handle: Handle, damaged: Damaged) -> None:
+    async def _mend(self, handle: Handle, damaged: Damaged) -> None:
+        if damaged.key == handle.key:
+            await self._set_aside(handle, damaged)
+            return
         upstream = next(upstream for upstream in handle.inputs.values() if upstream.key == damaged.key)
         if upstream.result.done():  # the first of several readers to notice does it; the others wait for it
-            await self._set_aside(upstream, damaged)
-            upstream.result = asyncio.ensure_future(self.obtain(upstream))
+            upstream.result = asyncio.ensure_future(self._recompute(upstream, damaged))
         await upstream.published()
+
+    async def _recompute(self, handle: Handle, damaged: Damaged) -> Published:
+        await self._set_aside(handle, damaged)
+        return await self.obtain(handle)
 
     async def _set_aside(self, handle: Handle, damaged: Damaged) -> None:
         aside = await asyncio.to_thread(self._ledger.set_aside, damaged)
-        self._tell("recomputed", handle, message=str(damaged), aside=aside)
+        if aside is not None:
+            self._tell("recomputed", handle, message=str(damaged), aside=aside)
 
     async def _find(self, handle: Handle) -> Published | None:
         try:

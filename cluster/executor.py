@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, Protocol
 
 from cluster.failures import Cause
+from cluster.session import ClusterUnreachable
 from cluster.worker import Order, Outcome, run_step
+
+PATIENCE = 40.0
+"""Seconds of silence after which Ray's head is given up; at 60 Ray itself would end this process without a word."""
 
 
 class Executor(Protocol):
@@ -17,7 +22,11 @@ class Executor(Protocol):
         ...
 
     async def outcome(self, running: Any) -> Outcome:
-        """Waits for an attempt; a worker's death is an outcome too."""
+        """Waits for an attempt; a worker's death is an outcome too.
+
+        Raises:
+            ClusterUnreachable: nothing can run any more.
+        """
         ...
 
     def kill(self, running: Any) -> None:
@@ -28,9 +37,11 @@ class Executor(Protocol):
 class RayExecutor:
     """Attempts as Ray tasks."""
 
-    def __init__(self, ray: Any) -> None:
+    def __init__(self, ray: Any, patience: float = PATIENCE) -> None:
         self._ray = ray
         self._run = ray.remote(run_step)
+        self._patience = patience
+        self._lost: asyncio.Task[str] | None = None
 
     def submit(self, order: Order) -> Any:
         """Queues the attempt; Ray starts it when CPUs and GPUs are free."""
@@ -40,14 +51,44 @@ class RayExecutor:
         ).remote(order)
 
     async def outcome(self, running: Any) -> Outcome:
-        """The attempt's outcome; what Ray raises becomes one with a cause."""
+        """The attempt's outcome; what Ray raises becomes one with a cause.
+
+        Raises:
+            ClusterUnreachable: Ray's head, or this machine's part of it, is gone.
+        """
+        if self._lost is None:
+            self._lost = asyncio.ensure_future(self._until_lost())
+        waiting: asyncio.Future[Outcome] = asyncio.ensure_future(running)
         try:
-            outcome: Outcome = await running
-        except asyncio.CancelledError:
+            either: set[asyncio.Future[Any]] = {waiting, self._lost}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise ClusterUnreachable(self._lost.result())
+            return waiting.result()
+        except self._ray.exceptions.LocalRayletDiedError:
+            raise ClusterUnreachable("Ray's part on this machine is gone: no step can be started") from None
+        except (asyncio.CancelledError, ClusterUnreachable):
             raise
         except Exception as error:
             return Outcome("failed", cause=self._cause(error), message=_first_line(error))
-        return outcome
+        finally:
+            waiting.cancel()
+
+    async def _until_lost(self) -> str:
+        """Waits until Ray's head has been silent for too long, and says so."""
+        address = self._ray.get_runtime_context().gcs_address
+        host, port = address.rsplit(":", 1)
+        heard = time.monotonic()
+        while time.monotonic() - heard < self._patience:
+            await asyncio.sleep(self._patience / 20)
+            try:
+                async with asyncio.timeout(5):
+                    _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+                writer.close()
+                heard = time.monotonic()
+            except OSError:  # a time-out is one too
+                continue
+        return f"Ray's head at {address} has not answered for {self._patience:g} s"
 
     def kill(self, running: Any) -> None:
         """Kills the attempt's worker process."""

@@ -113,14 +113,20 @@ class Ledger:
         """
         newest: Lease | None = None
         fence = 1
-        while (data := self.store.get(_lease_path(key, fence))) is not None:
-            try:
-                record = json.loads(data)
-            except ValueError:  # torn by a crash of the machine: nobody holds it any more
-                record = {"state": "released", "owner": None, "beat": 0, "attempt": ""}
-            newest = Lease(key, fence, record)
+        while (lease := self.lease_at(key, fence)) is not None:
+            newest = lease
             fence += 1
         return newest
+
+    def lease_at(self, key: str, fence: int) -> Lease | None:
+        """The lease with this fence number, or None if there never was one."""
+        data = self.store.get(_lease_path(key, fence))
+        if data is None:
+            return None
+        try:
+            return Lease(key, fence, json.loads(data))
+        except ValueError:  # torn by a crash of the machine: nobody holds it any more
+            return Lease(key, fence, {"state": "released", "owner": None, "beat": 0, "attempt": ""})
 
     def lease(self, key: str, attempt: str, over: int = 0, about: Mapping[str, Any] | None = None) -> Lease | None:
         """Takes the lease on a step, or None while another holder lives.
@@ -146,6 +152,19 @@ class Ledger:
         """Shows that the holder lives, with news such as its progress."""
         lease.record.update(news, beat=lease.record["beat"] + 1)
         self.store.put(_lease_path(lease.key, lease.fence), _json(lease.record))
+
+    def is_live(self, lease: Lease, now: float, silence: float) -> bool:
+        """Whether its holder seems to be at work, judged from outside and at one look.
+
+        Args:
+            lease: as it was read.
+            now: the time by the store's clock.
+            silence: seconds without a beat after which a holder is taken for dead, wherever it is.
+        """
+        if is_free(lease):
+            return False
+        beat = self.store.look(_lease_path(lease.key, lease.fence))
+        return beat is not None and now - beat.modified < silence
 
     def is_fenced(self, lease: Lease) -> bool:
         """Whether a newer holder exists."""
@@ -204,6 +223,7 @@ class Ledger:
         Returns:
             the folder that now holds the manifest and the damaged file; None if another has done so already.
         """
+        published = None
         try:
             published = self.find(damaged.key)
             if published is None:
@@ -215,7 +235,7 @@ class Ledger:
             damaged = found
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         aside = f"set-aside/{damaged.key}/{stamp}"
-        if damaged.name != "manifest.json":
+        if published is not None:
             self.store.move(published.manifest["files"][damaged.name]["path"], f"{aside}/{damaged.name}")
         self.store.move(_manifest_path(damaged.key), f"{aside}/manifest.json")
         return aside

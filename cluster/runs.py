@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,12 +136,23 @@ def write_plan(store: Store, run_id: str, steps: list[dict[str, Any]]) -> None:
     store.put(f"runs/{run_id}/plan.json", json.dumps(steps).encode())
 
 
-def named_steps(store: Store, run_id: str) -> dict[str, dict[str, Any]]:
-    """Every step that a run named, by key: its place, and its task and inputs where the plan knew them."""
+def named_steps(
+    store: Store, run_id: str, events: Iterable[Mapping[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Every step that a run named, by key: its place, and its task and inputs where the plan knew them.
+
+    Args:
+        store: with the run.
+        run_id: the run.
+        events: those of the run, if they have been read already.
+    """
     named = {step["key"]: step for step in json.loads(store.get(f"runs/{run_id}/plan.json") or b"[]")}
-    for _, event in events_of(store, run_id):
+    if events is None:
+        events = (event for _, event in events_of(store, run_id))
+    for event in events:
         if "key" in event:
-            named.setdefault(event["key"], {"key": event["key"], "at": event.get("at", {})})
+            known = {name: event[name] for name in ("key", "kind", "at") if name in event}
+            named.setdefault(event["key"], known)
     return named
 
 

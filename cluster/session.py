@@ -46,7 +46,11 @@ def session(address: str = "local", cpus: int | None = None, gpus: float | None 
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
     import ray  # reads the variables above when it is imported
+    import ray._private.worker as printing
 
+    # Ray prints "A worker died" and the like into the live table; the engine tells the same in its own words. This is
+    # the switch that Ray's debugger uses.
+    printing._worker_logs_enabled = False
     local = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False, "object_store_memory": 80 * 2**20}
     try:
         ray.init(

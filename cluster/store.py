@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -17,6 +20,17 @@ SCHEMES = ("file", "memory", "s3", "gs", "az")
 
 class StoreError(RuntimeError):
     """The store did not do what was asked: unreachable, full, read-only or refusing."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a store says about an object without reading it."""
+
+    path: str
+    size: int
+    """Bytes."""
+    modified: float
+    """When it was written, in seconds since the epoch by the store's clock."""
 
 
 class Store:
@@ -75,19 +89,35 @@ class Store:
 
     def exists(self, path: str) -> bool:
         """Whether there is an object at this path."""
+        return self.look(path) is not None
+
+    def look(self, path: str) -> Entry | None:
+        """Size and time of an object, or None if there is none."""
         try:
             with _errors_named(path, FileNotFoundError):
-                self._backend.head(path)
+                return _entry(self._backend.head(path))
         except FileNotFoundError:
-            return False
-        return True
+            return None
 
-    def paths(self, prefix: str) -> Iterator[str]:
-        """The paths of all objects below a folder; slow on remote stores, so never on a hot path."""
+    def clock(self) -> float:
+        """The time by the store's clock, in seconds since the epoch: what ages of objects are counted from."""
+        probe = f"probe/{uuid.uuid4().hex}"
+        self.put(probe, b"what time is it?")
+        entry = self.look(probe)
+        self.delete([probe])
+        if entry is None:
+            raise StoreError(f"{probe}: what was written is not there")
+        return entry.modified
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """All objects below a folder; slow on remote stores, so never on a hot path."""
         with _errors_named(prefix):
             for chunk in self._backend.list(prefix):
-                for entry in chunk:
-                    yield entry["path"]
+                yield from map(_entry, chunk)
+
+    def paths(self, prefix: str) -> Iterator[str]:
+        """The paths of all objects below a folder."""
+        return (entry.path for entry in self.entries(prefix))
 
     def folders(self, prefix: str) -> list[str]:
         """The names of the folders directly below one."""
@@ -139,10 +169,22 @@ def _open_folder(folder: Path) -> LocalStore:
     return LocalStore(str(folder))
 
 
+def _entry(record: Mapping[str, Any]) -> Entry:
+    return Entry(record["path"], record["size"], record["last_modified"].timestamp())
+
+
 def _options(scheme: str) -> dict[str, Any]:
+    """Patience with a remote store: what is away for longer is for the engine, which tries the step again."""
+    if scheme == "memory":
+        return {}
+    client: dict[str, Any] = {"connect_timeout": timedelta(seconds=5)}
     if scheme == "s3" and os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
-        return {"client_options": {"allow_http": True}}
-    return {}
+        client["allow_http"] = True
+    backoff = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=2)}
+    return {
+        "client_options": client,
+        "retry_config": {"max_retries": 5, "retry_timeout": timedelta(seconds=30), "backoff": backoff},
+    }
 
 
 def _first_line(error: BaseException) -> str:

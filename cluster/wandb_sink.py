@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -70,16 +71,18 @@ class Sink:
             TrackingFailed: W&B cannot be reached, is gone, or there is no room for its files.
         """
         with _errors_in_one_line():
-            if chain.id not in self._open:
-                self._open[chain.id] = self._start(chain)
-            self._open[chain.id].log(dict(row), step=step, commit=True)
+            self._run(chain).log(dict(row), step=step, commit=True)
 
     def chart_by_level(self, chain: Chain, kind: str) -> None:
-        """Draws what steps of a kind report against the level, not against the number of the row."""
-        if chain.id in self._open and (chain.id, kind) not in self._charted:
-            self._charted.add((chain.id, kind))
+        """Draws what steps of a kind report against the level, not against the number of the row.
+
+        Raises:
+            TrackingFailed: as for `log`.
+        """
+        if (chain.id, kind) not in self._charted:
             with _errors_in_one_line():
-                self._open[chain.id].define_metric(f"{kind}/*", step_metric="level")
+                self._run(chain).define_metric(f"{kind}/*", step_metric="level")
+            self._charted.add((chain.id, kind))
 
     def close(self, chain_id: str, exit_code: int) -> None:
         """Closes a W&B run; when this returns, W&B has its rows.
@@ -90,6 +93,18 @@ class Sink:
         with _errors_in_one_line():
             self._open.pop(chain_id).finish(exit_code=exit_code)
             self._require_room()
+
+    def abandon(self) -> None:
+        """Ends W&B in this process after a failure: the ids of its runs are taken until then."""
+        self._open.clear()
+        if "wandb" in sys.modules:
+            with contextlib.suppress(Exception):  # it fails again at what failed before
+                sys.modules["wandb"].teardown()
+
+    def _run(self, chain: Chain) -> Any:
+        if chain.id not in self._open:
+            self._open[chain.id] = self._start(chain)
+        return self._open[chain.id]
 
     def _start(self, chain: Chain) -> Any:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -133,34 +148,11 @@ class Sink:
             os.fsync(probe.fileno())
 
 
-def scalars(value: Any, name: str) -> Iterator[tuple[str, float]]:
-    """The numbers in nested values, each under its path: `evaluate/robust/0.1/accuracy`.
-
-    An item of a list is called by its `epsilon` or `name` if it has one, else by its place in the list.
-    """
-    if isinstance(value, bool | int | float):
-        yield name, int(value) if isinstance(value, bool) else value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from scalars(item, f"{name}/{key}")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            label = _label(item)
-            rest = {key: part for key, part in item.items() if key != label} if label else item
-            yield from scalars(rest, f"{name}/{item[label] if label else index}")
-
-
 def one_line(error: BaseException) -> str:
     """An error in one line, without the API key should W&B have put it there."""
     text = " ".join(str(error).split()) or type(error).__name__
     key = os.environ.get("WANDB_API_KEY")
     return text.replace(key, "***") if key else text
-
-
-def _label(item: Any) -> str | None:
-    if not isinstance(item, Mapping):
-        return None
-    return next((label for label in ("epsilon", "name") if label in item), None)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,10 @@ err = Console(stderr=True)
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a field of the recipe.")]
 StoreUrl = Annotated[
-    str, typer.Option("--store", envvar="HEDGEROW_STORE", help="A folder, or s3://, gs://, az:// URL, that keeps all results.")
+    str,
+    typer.Option(
+        "--store", envvar="HEDGEROW_STORE", help="A folder, or s3://, gs://, az:// URL, that keeps all results."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for tables, figures and offline tracking.")]
@@ -162,9 +165,7 @@ def schema(
 
 
 @app.command()
-def doctor(
-    store: StoreUrl = DEFAULT_STORE, address: Address = "local", as_json: AsJson = False
-) -> None:
+def doctor(store: StoreUrl = DEFAULT_STORE, address: Address = "local", as_json: AsJson = False) -> None:
     """Check this machine, the store and the cluster, and name what is wrong."""
     from workflows.doctor import check_all, checks_table
 
@@ -177,7 +178,9 @@ def doctor(
 @app.command()
 def gc(
     store: StoreUrl = DEFAULT_STORE,
-    forget: Annotated[list[str] | None, typer.Option(help="A run to drop: its steps go unless another run names them.")] = None,
+    forget: Annotated[
+        list[str] | None, typer.Option(help="A run to drop: its steps go unless another run names them.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove; otherwise only say what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -185,7 +188,10 @@ def gc(
     from cluster.collect import collect
     from workflows.launch import open_store
 
-    collected = collect(open_store(store), forget or [], remove=yes)
+    try:
+        collected = collect(open_store(store), forget or [], remove=yes)
+    except ValueError as error:
+        raise BadRequest(f"gc: {error}") from None
     if as_json:
         _print_json(collected.record())
     else:
@@ -231,7 +237,15 @@ def _progress_console(as_json: bool) -> Console:
 def _finish(ended: Any, as_json: bool, resume_command: str) -> None:
     if as_json:
         files = [str(path) for path in ended.files]
-        _print_json({"run": ended.run, "code": ended.code, "results": ended.report.results, "files": files, "problems": ended.problems})
+        _print_json(
+            {
+                "run": ended.run,
+                "code": ended.code,
+                "results": ended.report.results,
+                "files": files,
+                "problems": ended.problems,
+            }
+        )
     else:
         if ended.report.rows:
             out.print(ended.report.table())
@@ -245,9 +259,15 @@ def _finish(ended: Any, as_json: bool, resume_command: str) -> None:
 
 
 def _resume_command(store: str) -> str:
-    where = "" if store == DEFAULT_STORE or os.environ.get("HEDGEROW_STORE") == store else f" --store {shlex.quote(store)}"
+    where = (
+        "" if store == DEFAULT_STORE or os.environ.get("HEDGEROW_STORE") == store else f" --store {shlex.quote(store)}"
+    )
     return "hedgerow resume {run}" + where
 
 
 def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from cluster.flow import Flow, Handle
 from cluster.runs import Finished
 from tasks.attacks import Attack
+from tasks.component import kind_of
 from tasks.measuring.evaluate import Evaluate
 from tasks.models.prunable import output_layer, prunable
 from tasks.pruning.prune import Prune, survivors
@@ -158,22 +159,26 @@ class IMP(Workflow):
         results = [_point(step, density) for step, density in _measured(finished)]
         arms = ["ticket", *self.controls]
         names = ["clean", *(f"ε={epsilon:g}" for epsilon in self.epsilons)]
-        rows = []
-        for density in sorted({point["density"] for point in results}, reverse=True):
-            level = next(point["level"] for point in results if point["density"] == density)
-            cells = [_spread(results, arm, density, name) for arm in arms for name in names]
-            rows.append([str(level), f"{100 * density:.1f}", *cells])
-        styles = dict(zip(arms, ("-", "--", ":"), strict=False))
+        shown = [names[0], *names[1:][-1:]]  # a terminal has room for one budget; the figure has them all
+        densities = sorted({point["density"] for point in results}, reverse=True)
+        lines = dict(zip(arms, ("-", "--", ":"), strict=False))
         return Report(
-            title=f"Iterative magnitude pruning, {self.train.architecture.kind} on {self.train.data.kind}",
-            columns=["level", "kept %", *(f"{arm} {name}" for arm in arms for name in names)],
-            rows=rows,
+            title=f"Iterative magnitude pruning, {kind_of(type(self.train.architecture))} on {kind_of(type(self.train.data))}",
+            columns=["kept %", *(f"{arm} {name}" for arm in arms for name in shown)],
+            rows=[
+                [f"{100 * density:.1f}", *(_spread(results, arm, density, name) for arm in arms for name in shown)]
+                for density in densities
+            ],
             results=results,
             notes=_notes(finished, self.replicates),
             curves=[
-                Curve(f"{arm}, {name}", [(100 * p["density"], 100 * p[name]) for p in results if p["arm"] == arm],
-                      {"linestyle": styles[arm], "color": f"C{names.index(name)}"})
-                for name in names for arm in arms
+                Curve(
+                    f"{arm}, {name}",
+                    [(100 * point["density"], 100 * point[name]) for point in results if point["arm"] == arm],
+                    {"linestyle": lines[arm], "color": f"C{index}"},
+                )
+                for index, name in enumerate(names)
+                for arm in arms
             ],
             x_label="weights kept, %",
             y_label="test accuracy, %",

@@ -21,7 +21,7 @@ from cluster.failures import INFRASTRUCTURE, StepFailed
 from cluster.flow import Flow, Handle
 from cluster.plan import Plan, make_plan
 from cluster.runs import EventLog, Run, finished_steps, write_plan
-from cluster.session import ClusterUnreachable, session
+from cluster.session import session
 from cluster.step import key_of
 from cluster.store import Store, StoreError
 from cluster.tracking import Tracker
@@ -113,7 +113,7 @@ def launch(recipe: Recipe, options: Options, console: Console) -> Ended:
     }
     run = Run.open(store, run_id, record)
     write_plan(store, run_id, plan.records())
-    code, problems = DONE, []
+    code, problems = DONE, list[str]()
     if plan.to_run:
         code, problems = _run_on_ray(recipe, plan, run, store, options, console)
     report = recipe.workflow.report(finished_steps(store, run_id))
@@ -142,11 +142,9 @@ class _Driver:
     def __init__(self, recipe: Recipe, store: Store, executor: Any, options: Options, run: Run) -> None:
         self._workflow = recipe.workflow
         self._options = options
-        self._engine = Engine(
-            store, executor, self._tell, Terms(checkpoint=options.checkpoint), verify=options.verify
-        )
+        self._engine = Engine(store, executor, self._tell, Terms(checkpoint=options.checkpoint), verify=options.verify)
         self._log = EventLog(store, run.id, self._engine.driver)
-        self._signal: int | None = None
+        self._signal: signal.Signals | None = None
         self._failures: dict[str, StepFailed] = {}
         self._stopper: asyncio.Task[None] | None = None
         self.listeners: list[Callable[..., None]] = []
@@ -162,7 +160,7 @@ class _Driver:
             await self._workflow.run(Flow(self._engine))
             code = DONE
         except Stopped:
-            code = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED}.get(self._signal or 0, FAILED)
+            code = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED, None: FAILED}[self._signal]
         except StepFailed as failure:
             code = _code_of(failure)
         except StoreError as error:
@@ -179,7 +177,7 @@ class _Driver:
             return INFRASTRUCTURE_FAILED
         return code
 
-    def _stop(self, signal_number: int | None = None) -> None:
+    def _stop(self, signal_number: signal.Signals | None = None) -> None:
         if self._stopper is None:
             self._signal = signal_number
             self._stopper = asyncio.ensure_future(self._engine.stop())
@@ -216,6 +214,6 @@ def _check_resources(plan: Plan, address: str) -> None:
             if task.gpus > found:
                 raise BadRequest(f"{task.kind}.gpus: {task.gpus:g} asked for, but this machine has {found}")
         if task.threads > (os.cpu_count() or 1):
-            raise BadRequest(f"{task.kind}.threads: {task.threads} asked for, but this machine has {os.cpu_count()} CPUs")
-
-
+            raise BadRequest(
+                f"{task.kind}.threads: {task.threads} asked for, but this machine has {os.cpu_count()} CPUs"
+            )

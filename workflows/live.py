@@ -95,7 +95,13 @@ class LiveView:
         self._look_at_heartbeats()
         done = self._counts["published"] + self._counts["found"]
         table = Table(title=self._title, title_justify="left", expand=False)
-        for column, justify in (("step", "left"), ("where", "left"), ("progress", "left"), ("", "left"), ("time", "right")):
+        for column, justify in (
+            ("step", "left"),
+            ("where", "left"),
+            ("progress", "left"),
+            ("", "left"),
+            ("time", "right"),
+        ):
             table.add_column(column, justify=justify)  # type: ignore[arg-type]
         busiest = sorted(self._running.values(), key=lambda running: -running.done)
         for running in busiest[:SHOWN]:
@@ -148,4 +154,8 @@ def flatten(metrics: Any, prefix: str = "") -> dict[str, Any]:
     """Nested metrics as `a/b/c: value`."""
     if not isinstance(metrics, dict):
         return {prefix: metrics}
-    return {name: item for key, value in metrics.items() for name, item in flatten(value, f"{prefix}/{key}".strip("/")).items()}
+    return {
+        name: item
+        for key, value in metrics.items()
+        for name, item in flatten(value, f"{prefix}/{key}".strip("/")).items()
+    }

@@ -91,7 +91,9 @@ def _read(name: str) -> dict[str, Any]:
         known = list(shipped_recipes())
         close = get_close_matches(name, known, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
-        raise BadRequest(f"no recipe is called '{name}'; {hint}shipped: {', '.join(known)}; or give a path to a .yaml file")
+        raise BadRequest(
+            f"no recipe is called '{name}'; {hint}shipped: {', '.join(known)}; or give a path to a .yaml file"
+        )
     try:
         content = yaml.safe_load(source.read_text())
     except (OSError, UnicodeDecodeError) as error:

@@ -11,6 +11,8 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 mpl.use("Agg")
@@ -41,9 +43,10 @@ class Report:
 
     def table(self) -> Table:
         """For the terminal."""
-        table = Table(title=self.title, caption="\n".join(self.notes) or None, caption_justify="left")
+        notes = "\n".join(self.notes) or None
+        table = Table(title=self.title, caption=notes, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in self.columns:
-            table.add_column(column, justify="right")
+            table.add_column(column.replace(" ", "\n", 1), justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -67,7 +70,7 @@ class Report:
         return f"# {self.title}\n\n{table}\n{notes}"
 
     def _draw(self, path: Path) -> None:
-        figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+        figure = Figure(figsize=(8.5, 4.2), layout="constrained")
         axes = figure.subplots()
         for curve in self.curves:
             if not curve.points:
@@ -78,7 +81,10 @@ class Report:
             axes.plot(*zip(*curve.points, strict=True), ".", color=line.get_color(), alpha=0.5, markersize=4)
         axes.set_xscale("log")
         axes.invert_xaxis()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set(title=self.title, xlabel=self.x_label, ylabel=self.y_label)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", ncols=2)
+        figure.legend(loc="outside right center", fontsize="small", frameon=False)
         figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -46,15 +46,6 @@ def cross_entropy_gradient(model: nn.Module, labels: torch.Tensor) -> Gradient:
     return gradient_of
 
 
-def step_length(epsilon: float, steps: int, relative_step: float | None) -> float:
-    """The length of one step in input units: `relative_step * epsilon`, by default `2 * epsilon / steps`.
-
-    Two radii are the way across the ball, so any start reaches any point. Ten steps on small MNIST networks did best
-    with a fifth of epsilon at every epsilon from 0.05 to 0.3; Madry et al. 2018 take about 2.5 radii in all.
-    """
-    return epsilon * (2.0 / steps if relative_step is None else relative_step)
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while: running statistics stay still. Every module gets its own mode back."""

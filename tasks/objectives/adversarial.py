@@ -6,7 +6,6 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from tasks.attacks.ascent import step_length
 from tasks.attacks.ball import Norm
 from tasks.objectives import Objective
 
@@ -19,14 +18,14 @@ class Adversarial(Objective):
     steps: int = Field(default=10, ge=1)
     """Steps of the inner attack."""
     relative_step: float | None = Field(default=None, gt=0)
-    """Length of a step as a share of epsilon; `2 / steps` unless given."""
+    """Length of a step as a share of epsilon; `2.5 / steps` unless given, the rule of Madry et al. 2018."""
     norm: Norm = "linf"
     """Norm of the ball."""
 
     @property
     def step(self) -> float:
         """Length of a step in input units."""
-        return step_length(self.epsilon, self.steps, self.relative_step)
+        return self.epsilon * (self.relative_step or 2.5 / self.steps)
 
     @model_validator(mode="after")
     def _stay_in_range(self) -> Self:

@@ -145,7 +145,7 @@ class _Training:
         optimizer = task.optimizer.build(self.model.parameters())
         self.loop = Loop(
             model=self.model,
-            forward=cast(nn.Module, torch.compile(self.model)) if task.compile else self.model,
+            forward=_compiled(self.model) if task.compile else self.model,
             optimizer=optimizer,
             scaler=torch.amp.GradScaler(device.type, enabled=task.precision == "fp16"),
             enforcer=Enforcer(self.mask, self.model, optimizer) if self.mask is not None else None,
@@ -262,6 +262,16 @@ class _Training:
 
     def _sample_steps(self, step: int) -> int:
         return (self._seen(step) - self._seen(self.begin)) * self.task.objective.passes()
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    """The model compiled for each shape of batch by itself.
+
+    What was compiled before in this process is forgotten, and no graph serves several shapes: otherwise the kernels, and
+    so the bits, would depend on which shapes came first and on what else this process has trained.
+    """
+    torch.compiler.reset()
+    return cast(nn.Module, torch.compile(model, dynamic=False))
 
 
 def _mask(start: Stored | None, mask: Stored | None) -> Mask | None:

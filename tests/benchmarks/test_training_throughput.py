@@ -3,6 +3,9 @@
 Run with `-m benchmark -s`. All three train LeNet-300-100 with the same optimizer on one thread, on MNIST in
 `HEDGEROW_DATA` or on `mnist-mini` repeated to as many examples. They take turns, and medians of processor time are
 compared: each is one thread of one process, and what else the machine does counts as little as it can.
+
+The floors: at most 1.15 times the bare loop, and 4 times as fast as the DataLoader. Where matrix products alone leave
+less room than that (the same steps on one batch that never changes), 85 % of what they leave.
 """
 
 import os
@@ -10,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import repeat
 from typing import Literal
 
 import pytest
@@ -106,7 +110,9 @@ def test_training_costs_what_its_arithmetic_costs(capsys: pytest.CaptureFixture[
         batch_size=BATCH_SIZE,
     )
     fresh = lambda: initialise(LeNet300100(), data.signature(), 0)
+    batches = len(labels) // BATCH_SIZE
     contestants: dict[str, Callable[[], object]] = {
+        "arithmetic": lambda: epoch_by_hand(repeat((images[:BATCH_SIZE], labels[:BATCH_SIZE]), batches), fresh()),
         "bare loop": lambda: epoch_by_hand(sliced(images, labels), fresh()),
         "hedgerow": lambda: task.run(Alone()),
         "DataLoader": lambda: epoch_by_hand(iter(loader), fresh()),
@@ -118,12 +124,9 @@ def test_training_costs_what_its_arithmetic_costs(capsys: pytest.CaptureFixture[
             times[name].append(seconds(act))
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     over_bare = medians["hedgerow"] / medians["bare loop"]
-    under_loader = medians["DataLoader"] / medians["hedgerow"]
+    gain, room = medians["DataLoader"] / medians["hedgerow"], medians["DataLoader"] / medians["arithmetic"]
     with capsys.disabled():
-        lines = ", ".join(f"{name} {median:.2f} s" for name, median in medians.items())
-        print(f"\nan epoch of {EXAMPLES} examples: {lines}")
-        print(
-            f"hedgerow / bare loop {over_bare:.3f} (at most 1.15); DataLoader / hedgerow {under_loader:.2f} (at least 4)"
-        )
+        print(f"\nan epoch of {EXAMPLES}: " + ", ".join(f"{name} {median:.2f} s" for name, median in medians.items()))
+        print(f"hedgerow / bare loop {over_bare:.3f}, DataLoader / hedgerow {gain:.2f} of {room:.2f} possible")
     assert over_bare <= 1.15
-    assert under_loader >= 4
+    assert gain >= min(4, 0.85 * room)

@@ -30,7 +30,7 @@ def takes(url: str, racer: int, number: int) -> int | None:
 
 
 def _meet(barrier: Any) -> None:
-    global start  # noqa: PLW0603
+    global start
     start = barrier
 
 

@@ -226,7 +226,7 @@ def test_no_flipped_bit_of_a_manifest_changes_what_is_found(disk: Store) -> None
     whole = disk.get(path) or b""
     named = 0
     for position in range(len(whole)):
-        for bit in (1, 4, 32, 128):
+        for bit in (1, 32):
             flipped = bytearray(whole)
             flipped[position] ^= bit
             disk.put(path, bytes(flipped))
@@ -235,7 +235,7 @@ def test_no_flipped_bit_of_a_manifest_changes_what_is_found(disk: Store) -> None
             except Damaged as damaged:
                 assert damaged.name == "manifest.json"
                 named += 1
-    assert named > 3.9 * len(whole)
+    assert named > 1.9 * len(whole)
 
 
 def test_a_manifest_torn_anywhere_is_damaged(disk: Store) -> None:

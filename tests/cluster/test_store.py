@@ -176,7 +176,7 @@ def test_a_creation_whose_retry_met_itself_is_a_success(store: Store) -> None:
 
 def test_a_creation_whose_answer_was_lost_succeeds_when_repeated(store: Store) -> None:
     careless = Store(store.url, _LosesAnswers(store._backend, GenericError("timed out")))
-    with pytest.raises(StoreError, match="^a: timed out$"):
+    with pytest.raises(StoreError, match=r"^a: timed out$"):
         careless.create("a", b"writer 1")
     assert careless.create("a", b"writer 1")
     assert not store.create("a", b"writer 2")
@@ -341,7 +341,8 @@ class _Proxy(BaseHTTPRequestHandler):
         for name, value in reply.getheaders():
             if name.lower() not in ("content-length", "transfer-encoding", "connection", "server", "date"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", reply.headers["Content-Length"] if self.command == "HEAD" else str(len(data)))
+        size = reply.headers["Content-Length"] if self.command == "HEAD" else str(len(data))
+        self.send_header("Content-Length", size)
         self.end_headers()
         self.wfile.write(data)
 

@@ -67,7 +67,7 @@ def test_adversarial_images_stay_in_the_ball_and_in_the_range(attack: Attack, ep
 def test_on_a_linear_model_attacks_break_exactly_what_can_be_broken(norm: str, attack: str) -> None:
     epsilon = {"linf": 0.01, "l2": 0.05}[norm]
     model, images, labels, reach = linear_problem(norm, epsilon)
-    chosen = {"fgsm": FGSM(norm=norm), "pgd": PGD(norm=norm, steps=40)}[attack]
+    chosen = {"fgsm": FGSM(norm=norm), "pgd": PGD(norm=norm, steps=40, relative_step=0.25)}[attack]
     perturbed = chosen.perturb(model, images, labels, epsilon, generator(0))
     breakable = model.margin(images).abs() <= reach
     decided = (model.margin(images).abs() - reach).abs() > 1e-5  # not a matter of rounding
@@ -81,7 +81,9 @@ def test_on_a_linear_model_the_strongest_attempt_is_the_closed_form_optimum(norm
     epsilon = 0.05
     model, images, _, reach = linear_problem(norm, epsilon)
     model.bias = 4.0  # nothing can be broken
-    perturbed = PGD(norm=norm, steps=40).perturb(model, images, torch.ones(200).long(), epsilon, generator(0))
+    perturbed = PGD(norm=norm, steps=40, relative_step=0.25).perturb(
+        model, images, torch.ones(200).long(), epsilon, generator(0)
+    )
     assert (model.margin(perturbed) > 0).all()
     lowered = model.margin(images) - model.margin(perturbed)
     assert torch.allclose(lowered, reach.expand(200), rtol=1e-3)

@@ -54,6 +54,11 @@ def test_seed_and_epoch_decide_the_order_and_augmentation_does_not(examples):
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
+def test_each_example_of_an_epoch_has_draws_of_its_own_whatever_the_batch_size(examples):
+    few, many = (list(Loader(examples, size, augmentation=CropFlip(padding=2)).epoch(0, 0)) for size in (7, 103))
+    assert torch.equal(torch.cat([images for images, _ in few]), many[0][0])
+
+
 def test_iterating_leaves_the_global_generator_alone(examples):
     before = torch.get_rng_state()
     list(Loader(examples, 10, augmentation=CropFlip()).epoch(0, 0))

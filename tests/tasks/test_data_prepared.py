@@ -62,9 +62,9 @@ def test_the_second_time_maps_what_the_first_time_decoded(source):
 
 
 def test_processes_that_prepare_at_once_decode_once_and_agree(source):
-    spawn = multiprocessing.get_context("spawn")
-    results = spawn.Queue()
-    workers = [spawn.Process(target=prepare_abc, args=(source, results)) for _ in range(2)]
+    fork = multiprocessing.get_context("fork")
+    results = fork.Queue()
+    workers = [fork.Process(target=prepare_abc, args=(source, results)) for _ in range(2)]
     for worker in workers:
         worker.start()
     first, second = results.get(timeout=60), results.get(timeout=60)
@@ -74,11 +74,12 @@ def test_processes_that_prepare_at_once_decode_once_and_agree(source):
     assert source.decoded == 2  # one of them is ours, just above
 
 
+@pytest.mark.parametrize("damage", [lambda content: content[:-7], lambda content: content + b"\0"])
 @pytest.mark.parametrize("name", ["train-images.npy", "test-labels.npy", "manifest.json"])
-def test_a_truncated_file_is_made_again(name, source, cache):
+def test_a_file_of_another_size_is_made_again(name, damage, source, cache):
     whole = prepare("abc", source).train.images.tobytes()
     path = cache / "abc" / name
-    path.write_bytes(path.read_bytes()[:-7])
+    path.write_bytes(damage(path.read_bytes()))
     assert prepare("abc", source).train.images.tobytes() == whole
     assert source.decoded == 2
 

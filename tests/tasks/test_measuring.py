@@ -20,7 +20,6 @@ from tasks.measuring.evaluate import Evaluate
 from tasks.measuring.predictions import BLOCK, predict
 from tasks.task import Alone, Result
 from tests.tasks.attack_toys import (
-    EPSILON,
     SIZES,
     Finished,
     SmallNet,
@@ -134,7 +133,7 @@ def test_the_standard_net_falls_and_the_robust_one_stands() -> None:
 
 
 def test_outcomes_of_examples_add_up_to_the_metrics() -> None:
-    result = evaluate(model=robust_net(), epsilons=(0.05, 0.2, 0.35))
+    result = evaluate(model=robust_net(), epsilons=(0.05, 0.23, 0.26, 0.29, 0.35))
     found, metrics = outcomes(result), result.metrics
     broken_at, broken_by = found["broken_at"], found["broken_by"]
     assert torch.equal(found["correct"], found["predictions"] == found["labels"])

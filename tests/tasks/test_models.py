@@ -172,6 +172,20 @@ def test_the_stem_for_small_images_keeps_their_resolution(architecture: ResNet18
     assert sizes == {True: 4, False: 1}
 
 
+def test_the_shortcuts_of_thin_residual_networks_carry_the_stem_to_the_end() -> None:
+    body = initialise(ResNet20(width=4), CIFAR, seed=0).get_submodule("body").eval()
+    assert isinstance(body, nn.Sequential)
+    for name, kernel in prunable(body).items():
+        if "block" in name:
+            kernel.detach().zero_()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        stem, features = body[:3](images), body[:-3](images)
+    assert features.shape == (2, 16, 8, 8)
+    assert torch.equal(features[:, :4], stem[:, :, ::4, ::4])
+    assert not features[:, 4:].any()
+
+
 def test_the_vision_transformer_computes_what_torchvisions_does() -> None:
     ours = initialise(ViT(patch=8, dim=24, depth=2, heads=3), CIFAR, seed=0).eval()
     reference = VisionTransformer(32, 8, num_layers=2, num_heads=3, hidden_dim=24, mlp_dim=96, num_classes=10).eval()

@@ -1,0 +1,116 @@
+"""Whatever is killed, the same command again ends with the same bytes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workflows.chains import (
+    Family,
+    attempts_of,
+    command,
+    finish_under_fire,
+    json_of,
+    results_of,
+    run_chain,
+    running_chain,
+)
+
+FAST_SEEDS, ALL_SEEDS = range(2), range(20)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The results of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    completed = run_chain(folder)
+    assert completed.returncode == 0, completed.stderr
+    assert set(attempts_of(folder).values()) == {1}
+    return results_of(folder)
+
+
+@pytest.mark.parametrize("seed", FAST_SEEDS)
+def test_killed_and_run_again_equals_undisturbed_byte_for_byte(
+    seed: int, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    struck = finish_under_fire(tmp_path, seed)
+    assert struck, "no kill struck: the schedule tests nothing"
+    assert results_of(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [seed for seed in ALL_SEEDS if seed not in FAST_SEEDS])
+def test_no_kill_schedule_of_twenty_loses_anything(seed: int, undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    assert finish_under_fire(tmp_path, seed)
+    assert results_of(tmp_path) == undisturbed
+
+
+def test_two_drivers_at_once_compute_every_step_once(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    with running_chain(tmp_path) as first, running_chain(tmp_path) as second:
+        outputs = [process.communicate(timeout=250)[0] for process in (first, second)]
+        assert [first.returncode, second.returncode] == [0, 0], outputs
+    assert results_of(tmp_path) == undisturbed
+    assert set(attempts_of(tmp_path).values()) == {1}
+
+
+def test_interrupt_prints_the_command_that_resumes_and_it_does(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    with running_chain(tmp_path) as process:
+        family = Family(process.pid)
+        while process.poll() is None and not family.workers():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    resume = next(line for line in output.splitlines() if line.startswith("to go on: "))
+    assert resume.startswith("to go on: hedgerow resume chain-")
+    again = [*command(tmp_path)[:3], *resume.removeprefix("to go on: hedgerow ").split()]
+    common = ["--wandb", "disabled", "--out", str(tmp_path / "out")]
+    completed = subprocess.run([*again, *common], capture_output=True, text=True, timeout=250, cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    assert results_of(tmp_path) == undisturbed
+
+
+def test_a_deeper_run_recomputes_nothing_of_the_shared_prefix_and_mends_what_is_damaged(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    assert run_chain(tmp_path).returncode == 0
+    planned = subprocess.run(
+        [*command(tmp_path)[:3], "plan", str(tmp_path / "chain.yaml"), "--store", str(tmp_path / "store"),
+         "--set", "levels=3", "--json"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    plan = json_of(planned)
+    assert plan["stored"] == len(undisturbed)
+    assert plan["to_run"] > 0
+
+    victim = _flip_a_byte_in_the_last_trained_weights(tmp_path)
+    deeper = run_chain(tmp_path, "--set", "levels=3")
+    assert deeper.returncode == 0, deeper.stderr
+    assert victim[:12] in deeper.stdout
+    assert "damaged" in deeper.stdout
+    results = results_of(tmp_path)
+    assert {key: results[key] for key in undisturbed} == undisturbed
+    attempts = attempts_of(tmp_path)
+    assert {key: attempts[key] for key in undisturbed} == {key: 2 if key == victim else 1 for key in undisturbed}
+    assert list((tmp_path / "store" / "set-aside" / victim).rglob("weights.safetensors"))
+
+
+def _flip_a_byte_in_the_last_trained_weights(folder: Path) -> str:
+    """Damages what the deeper run must read: the densest damage that a plan cannot see."""
+    from cluster.runs import all_runs, finished_steps
+    from cluster.store import Store
+
+    store = Store.open(str(folder / "store"))
+    steps = finished_steps(store, all_runs(store)[0].id)
+    last = [step for step in steps if step.kind == "train" and step.at == {"replicate": 0, "level": 2}][-1]
+    path = folder / "store" / last.step.manifest["files"]["weights.safetensors"]["path"]
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    return last.step.key

@@ -1,0 +1,341 @@
+"""What `plan`, `runs` and `show` say: read from the store alone, so that it is true while a run goes on elsewhere."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cluster.flow import describe
+from cluster.ledger import Damaged, Lease, Ledger, Published
+from cluster.plan import Plan, PlannedStep
+from cluster.runs import Finished, Run, all_runs, events_of, named_steps
+from cluster.store import Store
+from cluster.worker import Terms
+from workflows.launch import run_id_of
+from workflows.recipe import BadRequest, Recipe, workflow_from_record
+from workflows.report import Report
+
+LISTED = 24
+"""Steps that are listed one by one; more are put together by what they are."""
+SILENCE = Terms().ttl
+"""Seconds without a beat after which a step is not shown as running."""
+
+State = Literal["stored", "running", "failed", "stopped", "waiting", "damaged"]
+
+
+def recorded_recipe(store: Store, run_id: str) -> Recipe:
+    """The recipe that a run was started with.
+
+    Raises:
+        BadRequest: there is no such run, or this version of hedgerow no longer understands its recipe.
+    """
+    run = load_run(store, run_id)
+    if "recipe" not in run.record:
+        raise BadRequest(f"run {run.id}: its record holds no recipe")
+    return Recipe(run.record["name"], workflow_from_record(run.record), run.record["recipe"])
+
+
+def chosen_runs(store: Store, run_id: str) -> list[Run]:
+    """One run, or all of a store when none is named.
+
+    Raises:
+        BadRequest: there is no such run.
+    """
+    return [load_run(store, run_id)] if run_id else all_runs(store)
+
+
+def load_run(store: Store, run_id: str) -> Run:
+    """A recorded run; the beginning of its id is enough.
+
+    Raises:
+        BadRequest: no run, or several, start like this.
+    """
+    try:
+        return Run.load(store, run_id)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def plan_records(recipe: Recipe, plan: Plan) -> dict[str, Any]:
+    """A plan as JSON: its steps, what is stored, and what that saves."""
+    return {
+        "recipe": recipe.name,
+        "run": run_id_of(recipe),
+        "stored": len(plan.stored),
+        "to_run": len(plan.to_run),
+        "sample_steps_saved": _saved(plan),
+        "steps": [
+            {**record, "kind": step.handle.task.kind, "stored": step.published is not None}
+            for record, step in zip(plan.records(), plan.steps, strict=True)
+        ],
+    }
+
+
+def plan_table(recipe: Recipe, plan: Plan) -> RenderableType:
+    """A plan for the terminal: every step, or every group of them when they are many."""
+    table = _table("step", "where", "key", "state")
+    if len(plan.steps) <= LISTED:
+        for step in plan.steps:
+            handle = step.handle
+            state = "stored" if step.published else "to run"
+            table.add_row(handle.task.kind, Text(describe(handle.at)), handle.key[:12], state)
+    else:
+        for (kind, _), steps in _grouped(plan.steps).items():
+            stored = sum(step.published is not None for step in steps)
+            state = _counted({"stored": stored, "to run": len(steps) - stored})
+            table.add_row(kind, Text(_span([step.handle.at for step in steps])), f"{len(steps)} steps", state)
+    line = f"run {run_id_of(recipe)}: {len(plan.steps)} steps, {len(plan.stored)} stored, {len(plan.to_run)} to run"
+    if saved := _saved(plan):
+        line += f"; what is stored saves {saved:,} sample-steps of training"
+    return Group(table, Text(line))
+
+
+def runs_records(store: Store) -> list[dict[str, Any]]:
+    """The runs of a store as JSON, oldest first."""
+    now = store.clock()
+    return [_Standing(store, run, now).summary() for run in all_runs(store)]
+
+
+def runs_table(records: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The runs for the terminal."""
+    if not records:
+        return Text("no runs yet")
+    table = _table("run", "recipe", "created", "state")
+    for record in records:
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["created"]))
+        table.add_row(Text(record["id"]), Text(record["recipe"]), created, _state_line(record))
+    return table
+
+
+def run_record(store: Store, run_id: str) -> dict[str, Any]:
+    """A run as JSON: the state of its steps, its failures, its results so far.
+
+    Raises:
+        BadRequest: there is no such run.
+    """
+    standing = _Standing(store, load_run(store, run_id), store.clock())
+    report, trouble = standing.report()
+    return {
+        **standing.summary(),
+        "command": standing.run.record.get("command", ""),
+        "failures": standing.failures(),
+        "results": list(report.results) if report else None,
+        "results_missing_because": trouble or None,
+        "steps": [step.record() for step in standing.steps],
+    }
+
+
+def run_view(store: Store, run_id: str) -> RenderableType:
+    """A run for the terminal.
+
+    Raises:
+        BadRequest: there is no such run.
+    """
+    standing = _Standing(store, load_run(store, run_id), store.clock())
+    parts: list[RenderableType] = [Text(f"run {standing.run.id}: {_state_line(standing.summary())}")]
+    parts.append(standing.table())
+    for failure in standing.failures():
+        where = f"{failure['kind']} {failure['where']} [{failure['key'][:12]}]".replace("  ", " ")
+        parts.append(Text(f"failed: {where} ({failure['cause']}): {failure['message']}"))
+        if failure["log"]:
+            parts.append(Text(f"  log in the store: {failure['log']}"))
+        parts.append(Text(f"  to run it again: {failure['rerun']}"))
+    report, trouble = standing.report()
+    if trouble:
+        parts.append(Text(f"no results: {trouble}"))
+    elif report is not None and report.rows:
+        parts.append(report.table())
+    return Group(*parts)
+
+
+@dataclass(frozen=True)
+class StepView:
+    """A step of a run and how it stands."""
+
+    key: str
+    kind: str
+    at: Mapping[str, Any]
+    state: State
+    published: Published | None = None
+    progress: tuple[int, int, str] | None = None
+    """Done, total and a note, while it runs."""
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        record: dict[str, Any] = {"key": self.key, "kind": self.kind, "at": dict(self.at), "state": self.state}
+        if self.published is not None:
+            record["seconds"] = self.published.manifest["seconds"]
+        if self.progress is not None:
+            record["progress"] = list(self.progress)
+        return record
+
+
+def step_view(ledger: Ledger, step: Mapping[str, Any], now: float, failed: bool) -> StepView:
+    """How a step stands, by the ledger and, as to failure, by what a driver saw last.
+
+    Args:
+        ledger: of the store.
+        step: its key, and its place and task where they are known.
+        now: the time by the store's clock.
+        failed: whether the last that was heard of it is its failure.
+    """
+    key, at = step["key"], step.get("at", {})
+    kind = step.get("kind") or step.get("task", {}).get("kind", "")
+    try:
+        published = ledger.find(key)
+    except Damaged:
+        return StepView(key, kind, at, "damaged")
+    if published is not None:
+        return StepView(key, published.manifest["task"]["kind"], at, "stored", published)
+    lease = ledger.current_lease(key)
+    if lease is not None and ledger.is_live(lease, now, SILENCE):
+        return StepView(key, kind, at, "running", progress=_progress(lease))
+    if failed:
+        return StepView(key, kind, at, "failed")
+    return StepView(key, kind, at, "waiting" if lease is None else "stopped")
+
+
+class _Standing:
+    """How a run stands, read once."""
+
+    def __init__(self, store: Store, run: Run, now: float) -> None:
+        self.run = run
+        self._store = store
+        events = [event for _, event in events_of(store, run.id)]
+        self._last = {event["key"]: event for event in events if "key" in event}
+        self._drivers = [event for event in events if event["event"] == "run"]
+        self._quiet = time.time() - events[-1]["time"] if events else float("inf")
+        ledger = Ledger(store)
+        named = named_steps(store, run.id, events).values()
+        self.steps = [step_view(ledger, step, now, self._has_failed(step["key"])) for step in named]
+        self.counts = Counter(step.state for step in self.steps)
+
+    def _has_failed(self, key: str) -> bool:
+        return key in self._last and self._last[key]["state"] == "failed"
+
+    def summary(self) -> dict[str, Any]:
+        """The run in a line, as JSON."""
+        record = self.run.record
+        return {
+            "id": self.run.id,
+            "recipe": record.get("name", ""),
+            "created": record.get("created", 0),
+            "state": self.state(),
+            "steps_total": len(self.steps),
+            "steps_stored": self.counts["stored"],
+            "steps_running": self.counts["running"],
+            "steps_failed": self.counts["failed"],
+        }
+
+    def state(self) -> Literal["running", "finished", "failed", "stopped"]:
+        """Where the run is: at work if one of its steps is, or if its driver wrote a moment ago and did not end."""
+        started = bool(self._drivers) and self._drivers[-1]["state"] == "started"
+        if self.counts["running"] or (started and self._quiet < SILENCE):
+            return "running"
+        if self.counts["failed"]:
+            return "failed"
+        return "finished" if self.counts["stored"] == len(self.steps) else "stopped"
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The failed steps, each with its cause and what to do, as JSON."""
+        rerun = f"hedgerow resume {self.run.id} --store {shlex.quote(self._store.url)}"
+        failures = []
+        for step in self.steps:
+            if step.state == "failed":
+                seen = self._last[step.key]
+                failures.append(
+                    {
+                        "key": step.key,
+                        "kind": step.kind,
+                        "where": describe(step.at),
+                        "cause": seen.get("cause", ""),
+                        "message": seen.get("message", ""),
+                        "log": seen.get("log", ""),
+                        "rerun": rerun,
+                    }
+                )
+        return failures
+
+    def report(self) -> tuple[Report | None, str]:
+        """The workflow's report on what is stored so far, or why there is none."""
+        finished = [Finished(step.at, step.published) for step in self.steps if step.published is not None]
+        try:
+            return recorded_recipe(self._store, self.run.id).workflow.report(finished), ""
+        except BadRequest as error:
+            return None, str(error).splitlines()[0]
+
+    def table(self) -> Table:
+        """The steps that are under way or in trouble, one by one; the others counted by kind."""
+        table = _table("step", "where", "state", "progress")
+        shown = [step for step in self.steps if step.state in ("running", "damaged", "failed")][:LISTED]
+        others: dict[str, Counter[State]] = defaultdict(Counter)
+        for step in self.steps:
+            if step not in shown:
+                others[step.kind][step.state] += 1
+        for kind, counts in others.items():
+            table.add_row(kind, f"{counts.total()} steps", _counted(counts), "")
+        for step in shown:
+            table.add_row(step.kind, Text(describe(step.at)), step.state, Text(progress_words(step.progress)))
+        return table
+
+
+def _progress(lease: Lease) -> tuple[int, int, str]:
+    done, total, note = lease.record.get("progress", (0, 0, ""))
+    return done, total, note
+
+
+def progress_words(progress: Sequence[Any] | None) -> str:
+    """Done of total and the note, or nothing before there is any progress."""
+    if progress is None or not progress[1]:
+        return ""
+    done, total, note = progress
+    return f"{done}/{total}" + (f" {note}" if note else "")
+
+
+def _state_line(record: Mapping[str, Any]) -> str:
+    total, stored = record["steps_total"], record["steps_stored"]
+    counts = {"running": record["steps_running"], "failed": record["steps_failed"]}
+    more = "".join(f", {number} {state}" for state, number in counts.items() if number)
+    return f"{record['state']}, {stored} of {total} steps stored{more}"
+
+
+def _saved(plan: Plan) -> int:
+    return sum(int(step.published.metrics.get("sample_steps", 0)) for step in plan.stored if step.published)
+
+
+def _grouped(steps: Iterable[PlannedStep]) -> dict[tuple[str, tuple[Any, ...]], list[PlannedStep]]:
+    """Steps that differ in numbers only (replicate, level, ...) belong together; words (which control) set apart."""
+    groups = defaultdict(list)
+    for step in steps:
+        words = tuple((name, None if isinstance(value, int) else value) for name, value in step.handle.at.items())
+        groups[step.handle.task.kind, words].append(step)
+    return groups
+
+
+def _span(places: Sequence[Mapping[str, Any]]) -> str:
+    """Coordinates of several steps in words: `replicate 0 to 4, level 0 to 12`."""
+    spans = {}
+    for name in places[0]:
+        values = sorted({place[name] for place in places})
+        spans[name] = values[0] if len(values) == 1 else f"{name} {values[0]} to {values[-1]}"
+    return describe(spans)
+
+
+def _counted(counts: Mapping[Any, int]) -> str:
+    return ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
