@@ -81,8 +81,8 @@ class Collected:
             lines.append(f"removed {total}")
         else:
             lines.append(f"this would free {total}; nothing was removed: add --yes to remove")
-        spared = f"; {self.spared} that no run names, at work or too young to judge" if self.spared else ""
-        lines.append(f"kept: {self.named} steps that {self.runs} runs name{spared}")
+        spared = f"; {self.spared} that no run names, but at work or too young to judge" if self.spared else ""
+        lines.append(f"kept: {self.named} steps, named by {self.runs} run{'' if self.runs == 1 else 's'}{spared}")
         return "\n".join(lines)
 
 
@@ -112,6 +112,7 @@ class _Collector:
         self._grace = grace
         self._now = store.clock()
         self._steps: dict[str, list[Entry]] = {}
+        self._let_go: set[str] = set()
 
     def collect(self) -> Collected:
         for run_id in sorted(self._forgotten):
@@ -119,11 +120,12 @@ class _Collector:
         for entry in self._store.entries("steps"):
             if match := STEP.fullmatch(entry.path):
                 self._steps.setdefault(match["key"], []).append(entry)
-        named = self._named()
+        named = self._named(set(self._store.folders("runs")) - self._forgotten)
+        self._let_go = self._named(self._forgotten)
         forgotten = self._forget()
         unnamed = [key for key in self._steps if key not in named and self._is_idle(key)]
         if self._remove:  # a run may have been recorded meanwhile
-            again = self._named()
+            again = self._named(set(self._store.folders("runs")) - self._forgotten)
             unnamed = [key for key in unnamed if key not in again and self._remove_step(key)]
         steps = Garbage("steps that no run names")
         for key in unnamed:
@@ -136,15 +138,14 @@ class _Collector:
         kept_runs = set(self._store.folders("runs")) - self._forgotten
         return Collected(self._remove, kinds, len(self._steps.keys() & named), len(kept_runs), spared)
 
-    def _named(self) -> set[str]:
-        """What runs name, and whatever feeds it."""
+    def _named(self, runs: set[str]) -> set[str]:
+        """What these runs name, and whatever feeds it."""
         waiting: list[str] = []
         known: dict[str, Mapping[str, Any]] = {}
-        for run_id in self._store.folders("runs"):
-            if run_id not in self._forgotten:
-                for key, step in named_steps(self._store, run_id).items():
-                    waiting.append(key)
-                    known[key] = step
+        for run_id in runs:
+            for key, step in named_steps(self._store, run_id).items():
+                waiting.append(key)
+                known[key] = step
         reached: set[str] = set()
         while waiting:
             key = waiting.pop()
@@ -179,8 +180,8 @@ class _Collector:
         return kind
 
     def _is_idle(self, key: str) -> bool:
-        """Whether nobody works on a step, and nothing of it is young."""
-        if any(self._now - entry.modified < self._grace for entry in self._steps[key]):
+        """Whether nobody works on a step, and it is not so young that a run may be about to name it."""
+        if key not in self._let_go and any(self._now - entry.modified < self._grace for entry in self._steps[key]):
             return False
         return not self._is_at_work(key)
 

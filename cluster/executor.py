@@ -44,11 +44,12 @@ class RayExecutor:
         self._lost: asyncio.Task[str] | None = None
 
     def submit(self, order: Order) -> Any:
-        """Queues the attempt; Ray starts it when CPUs and GPUs are free."""
+        """Queues the attempt; Ray starts it when CPUs and GPUs are free.
+
+        Its name is its kind alone: Ray's driver keeps metrics for every name for ever, kilobytes each.
+        """
         task = order.task
-        return self._run.options(
-            num_cpus=task.threads, num_gpus=task.gpus, max_retries=0, name=f"{task.kind} {order.key[:12]}"
-        ).remote(order)
+        return self._run.options(num_cpus=task.threads, num_gpus=task.gpus, max_retries=0, name=task.kind).remote(order)
 
     async def outcome(self, running: Any) -> Outcome:
         """The attempt's outcome; what Ray raises becomes one with a cause.

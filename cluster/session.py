@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,8 @@ def session(address: str = "local", cpus: int | None = None, gpus: float | None 
     Raises:
         ClusterUnreachable: nothing answers at the address, or it refuses the token.
     """
+    if address not in ("local", "auto"):
+        _require_listener(address)
     for name, value in OURS.items():
         os.environ.setdefault(name, value)
     if address == "local":
@@ -68,6 +71,17 @@ def session(address: str = "local", cpus: int | None = None, gpus: float | None 
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Looks whether anybody listens at `HOST:PORT`: Ray itself would try for a quarter of an hour."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ClusterUnreachable(f"--address {address}: allowed are `local`, `auto` and HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterUnreachable(f"--address {address}: {error} (is the cluster up?)") from None
 
 
 def _has_token() -> bool:

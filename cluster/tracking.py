@@ -27,8 +27,9 @@ from cluster.tracking_cursor import Cursor
 from cluster.wandb_sink import Mode, Sink, TrackingFailed, one_line
 
 POLL_SECONDS = 1.0
-DUTY = 0.05
-"""The most of its time that a tracker spends looking: to list a long run's events on a remote store takes a while."""
+LAZIEST_SECONDS = 10.0
+DUTY = 0.005
+"""The part of its time that a tracker spends looking, between these two pauses: a long run has many events to list."""
 FINISH_SECONDS = 30.0
 """Given to W&B to take the rows of one W&B run at its end."""
 FAREWELL_SECONDS = 90
@@ -197,7 +198,7 @@ def _follow(options: argparse.Namespace) -> None:
             except StoreError:  # away for a moment, perhaps
                 continue
             finally:
-                pause = max(POLL_SECONDS, (time.monotonic() - began) / DUTY)
+                pause = min(max(POLL_SECONDS, (time.monotonic() - began) / DUTY), LAZIEST_SECONDS)
         if not mine:
             cursor.take_soon()
         follower.look()
@@ -223,11 +224,11 @@ def _ended(process: subprocess.Popen[str], patience: float) -> str:
     try:
         answer, _ = process.communicate(timeout=patience)
     except subprocess.TimeoutExpired:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, subprocess.TimeoutExpired):
             tracker = psutil.Process(process.pid)
             for part in [tracker, *tracker.children(recursive=True)]:
                 part.kill()
-        process.communicate()
+            process.wait(timeout=5)
         return f"W&B was not done after {patience:g} s"
     if process.returncode == 0:
         return ""

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ Mode = Literal["offline", "online"]
 
 INIT_SECONDS = 20.0
 """Given to a server to answer when a W&B run is opened."""
+END_SECONDS = 5.0
+"""Given to W&B's own process to end after a failure."""
 ROOM = 2**20
 """Bytes that must be free where W&B writes: it loses rows on a full disk without a word."""
 NOT_IN_A_PROJECT = re.compile(r"[/\\#?%:]")
@@ -98,8 +101,9 @@ class Sink:
         """Ends W&B in this process after a failure: the ids of its runs are taken until then."""
         self._open.clear()
         if "wandb" in sys.modules:
-            with contextlib.suppress(Exception):  # it fails again at what failed before
-                sys.modules["wandb"].teardown()
+            ending = threading.Thread(target=_end_wandb, name="wandb-end", daemon=True)
+            ending.start()
+            ending.join(END_SECONDS)  # it waits without a bound of its own
 
     def _run(self, chain: Chain) -> Any:
         if chain.id not in self._open:
@@ -153,6 +157,11 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     key = os.environ.get("WANDB_API_KEY")
     return text.replace(key, "***") if key else text
+
+
+def _end_wandb() -> None:
+    with contextlib.suppress(Exception):  # it fails again at what failed before
+        sys.modules["wandb"].teardown()
 
 
 @contextlib.contextmanager

@@ -77,7 +77,9 @@ class Component(BaseModel):
                 cls.__name__,
                 [
                     {
-                        "type": PydanticCustomError("unknown_field", f"unknown field; {_nearest(name, cls.model_fields)}"),
+                        "type": PydanticCustomError(
+                            "unknown_field", f"unknown field; {_nearest(name, cls.model_fields)}"
+                        ),
                         "loc": (name,),
                         "input": given[name],
                     }
@@ -92,11 +94,15 @@ class Component(BaseModel):
             return handler(source)
         return core_schema.no_info_plain_validator_function(
             cls._resolve,
-            serialization=core_schema.plain_serializer_function_ser_schema(lambda member: member.model_dump(mode="json")),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda member: member.model_dump(mode="json")
+            ),
         )
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         if is_member(cls) or BaseModel in cls.__bases__:
             return handler(schema)
         return {"family": cls.__name__}  # `json_schema` turns this into a reference: families may hold each other
@@ -152,7 +158,7 @@ def json_schema(component: type[Component]) -> dict[str, Any]:
     references, schema = models_json_schema([(model, "validation") for model in models])
     definitions = schema["$defs"]
     for name, found in families.items():
-        choices = [references[member, "validation"] for member in found.values()]
+        choices = [{**references[member, "validation"], "required": ["kind"]} for member in found.values()]
         definitions[name] = {"anyOf": [{"enum": list(found)}, *choices]}
     return {**references[component, "validation"], "$defs": _refer_to_families(definitions)}
 

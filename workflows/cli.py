@@ -36,7 +36,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard out
 Out = Annotated[Path, typer.Option("--out", help="Folder for tables, figures and offline tracking.")]
 Address = Annotated[str, typer.Option("--address", help="Ray: `local`, `auto`, or HOST:PORT of a cluster.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="CPUs of a local session; all when not given.")]
-Wandb = Annotated[str, typer.Option("--wandb", help="W&B: online, offline or disabled; online when a key exists.")]
+Wandb = Annotated[
+    str | None, typer.Option("--wandb", help="W&B: online, offline or disabled; online when a key exists.")
+]
 Checkpoint = Annotated[float, typer.Option("--checkpoint", min=0.1, help="Seconds between checkpoints of a step.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop everything at the first failed step.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Check every stored file against its digest before reuse.")]
@@ -53,7 +55,7 @@ def run(
     out_folder: Out = DEFAULT_OUT,
     address: Address = "local",
     workers: Workers = None,
-    wandb: Wandb = "auto",
+    wandb: Wandb = None,
     checkpoint: Checkpoint = 10.0,
     fail_fast: FailFast = False,
     verify: Verify = False,
@@ -75,7 +77,7 @@ def resume(
     out_folder: Out = DEFAULT_OUT,
     address: Address = "local",
     workers: Workers = None,
-    wandb: Wandb = "auto",
+    wandb: Wandb = None,
     checkpoint: Checkpoint = 10.0,
     fail_fast: FailFast = False,
     verify: Verify = False,
@@ -195,7 +197,7 @@ def gc(
     if as_json:
         _print_json(collected.record())
     else:
-        out.print(collected.summary(), markup=False)
+        out.print(collected.summary(), markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -211,18 +213,19 @@ def sync(
 
     opened = open_store(store)
     for found in chosen_runs(opened, run_id):
-        push(opened, found.id, out_folder / found.id / "wandb")
-        out.print(f"{found.id}: pushed", markup=False)
+        steps = push(opened, found.id, out_folder / found.id)[found.id]
+        out.print(f"{found.id}: {steps} steps pushed", markup=False)
 
 
 def main() -> None:
     """Runs the command line; every foreseeable failure is one line and an exit code."""
     from cluster.session import ClusterUnreachable
     from cluster.store import StoreError
+    from cluster.wandb_sink import TrackingFailed
 
     try:
         app()
-    except (BadRequest, ClusterUnreachable, StoreError) as error:
+    except (BadRequest, ClusterUnreachable, StoreError, TrackingFailed) as error:
         for line in str(error).splitlines():
             print(f"hedgerow: {line}", file=sys.stderr)  # noqa: T201 - plain text, whatever it holds
         sys.exit(2 if isinstance(error, BadRequest) else 3)

@@ -170,7 +170,7 @@ class _Known:
         return self._differences[stored, wanted]
 
     def nearest(self, key: str) -> tuple[str, list[Difference]] | None:
-        """The stored step of the same kind, and if there is one at the same place, that differs in the fewest fields."""
+        """The stored step of the same kind, at the same place if there is one, that differs in the fewest fields."""
         others = [other for other in self.stored_of(self.task(key).get("kind", "")) if other != key]
         here = self._places(key)
         distances = {other: self._distance(other, key) for other in others}

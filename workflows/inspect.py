@@ -20,6 +20,7 @@ from cluster.plan import Plan, PlannedStep
 from cluster.runs import Finished, Run, all_runs, events_of, named_steps
 from cluster.store import Store
 from cluster.worker import Terms
+from workflows import Workflow
 from workflows.launch import run_id_of
 from workflows.recipe import BadRequest, Recipe, workflow_from_record
 from workflows.report import Report
@@ -39,9 +40,7 @@ def recorded_recipe(store: Store, run_id: str) -> Recipe:
         BadRequest: there is no such run, or this version of hedgerow no longer understands its recipe.
     """
     run = load_run(store, run_id)
-    if "recipe" not in run.record:
-        raise BadRequest(f"run {run.id}: its record holds no recipe")
-    return Recipe(run.record["name"], workflow_from_record(run.record), run.record["recipe"])
+    return Recipe(run.record.get("name", ""), _workflow(run), run.record["recipe"])
 
 
 def chosen_runs(store: Store, run_id: str) -> list[Run]:
@@ -63,6 +62,12 @@ def load_run(store: Store, run_id: str) -> Run:
         return Run.load(store, run_id)
     except ValueError as error:
         raise BadRequest(str(error)) from None
+
+
+def _workflow(run: Run, check: bool = True) -> Workflow:
+    if "recipe" not in run.record:
+        raise BadRequest(f"run {run.id}: its record holds no recipe")
+    return workflow_from_record(run.record, check)
 
 
 def plan_records(recipe: Recipe, plan: Plan) -> dict[str, Any]:
@@ -269,7 +274,7 @@ class _Standing:
         """The workflow's report on what is stored so far, or why there is none."""
         finished = [Finished(step.at, step.published) for step in self.steps if step.published is not None]
         try:
-            return recorded_recipe(self._store, self.run.id).workflow.report(finished), ""
+            return _workflow(self.run, check=False).report(finished), ""
         except BadRequest as error:
             return None, str(error).splitlines()[0]
 

@@ -24,7 +24,7 @@ from cluster.runs import EventLog, Run, finished_steps, write_plan
 from cluster.session import session
 from cluster.step import key_of
 from cluster.store import Store, StoreError
-from cluster.tracking import Tracker
+from cluster.tracking import Tracker, choose_mode
 from cluster.worker import Terms
 from workflows.live import LiveView
 from workflows.recipe import BadRequest, Recipe
@@ -41,7 +41,8 @@ class Options:
     out: Path
     address: str = "local"
     workers: int | None = None
-    wandb: str = "offline"
+    wandb: str | None = None
+    """W&B mode; online for those who have an API key, offline for others, when not given."""
     checkpoint: float = 10.0
     fail_fast: bool = False
     verify: bool = False
@@ -100,6 +101,7 @@ def launch(recipe: Recipe, options: Options, console: Console) -> Ended:
         BadRequest: before any work starts.
         ClusterUnreachable: no Ray cluster answers.
     """
+    tracking = _tracking_mode(options.wandb)
     store = open_store(options.store)
     plan = plan_of(recipe, store, options.verify)
     _check_resources(plan, options.address)
@@ -115,18 +117,18 @@ def launch(recipe: Recipe, options: Options, console: Console) -> Ended:
     write_plan(store, run_id, plan.records())
     code, problems = DONE, list[str]()
     if plan.to_run:
-        code, problems = _run_on_ray(recipe, plan, run, store, options, console)
+        code, problems = _run_on_ray(recipe, plan, run, store, options, tracking, console)
     report = recipe.workflow.report(finished_steps(store, run_id))
     return Ended(code, run_id, report, report.write(options.out / run_id), problems)
 
 
 def _run_on_ray(
-    recipe: Recipe, plan: Plan, run: Run, store: Store, options: Options, console: Console
+    recipe: Recipe, plan: Plan, run: Run, store: Store, options: Options, tracking: str, console: Console
 ) -> tuple[int, list[str]]:
     with session(options.address, cpus=options.workers) as ray:
         workers = int(ray.cluster_resources().get("CPU", 1))
         driver = _Driver(recipe, store, RayExecutor(ray), options, run)
-        tracker = Tracker.start(store.url, run.id, options.wandb, options.out / run.id / "wandb")
+        tracker = Tracker.start(store.url, run.id, tracking, options.out / run.id)
         with LiveView(console, store, f"run {run.id}", len(plan.steps), workers) as view:
             driver.listeners.append(view.tell)
             code = asyncio.run(driver.drive())
@@ -199,6 +201,13 @@ class _Driver:
 
 def _code_of(failure: StepFailed) -> int:
     return INFRASTRUCTURE_FAILED if failure.cause in INFRASTRUCTURE else FAILED
+
+
+def _tracking_mode(asked: str | None) -> str:
+    try:
+        return choose_mode(asked)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
 
 
 def _check_resources(plan: Plan, address: str) -> None:

@@ -83,7 +83,9 @@ class LiveView:
             published: Published = news["published"]
             done = self._counts["published"] + self._counts["found"]
             took = published.manifest["seconds"]
-            self._console.print(f"[{done}/{self._known()}] {handle}  {took:.1f} s  {headline(published)}", markup=False)
+            self._console.print(
+                f"[{done}/{self._known()}] {handle}  {took:.1f} s  {headline(published)}", markup=False, soft_wrap=True
+            )
         elif state in ("failed", "retried", "recomputed"):
             cause = f" ({news['cause']})" if "cause" in news else ""
             self._console.print(f"{state}: {handle}{cause}: {news['message']}", markup=False, soft_wrap=True)

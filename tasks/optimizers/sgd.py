@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import nn, optim
 
@@ -32,7 +33,7 @@ class SGD(Optimizer):
 
     def build(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
         """The PyTorch optimizer over these parameters; one fused kernel, twice as fast on a CPU as the default."""
-        return optim.SGD(
+        optimizer = optim.SGD(
             parameters,
             lr=self.learning_rate,
             momentum=self.momentum,
@@ -40,3 +41,8 @@ class SGD(Optimizer):
             nesterov=self.nesterov,
             fused=True,
         )
+        if self.momentum:
+            # The fused kernel leaves its buffers uninitialised if a gradient scaler skips the very first step.
+            for parameter in optimizer.param_groups[0]["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer

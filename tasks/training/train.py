@@ -267,8 +267,8 @@ class _Training:
 def _compiled(model: nn.Module) -> nn.Module:
     """The model compiled for each shape of batch by itself.
 
-    What was compiled before in this process is forgotten, and no graph serves several shapes: otherwise the kernels, and
-    so the bits, would depend on which shapes came first and on what else this process has trained.
+    What was compiled before in this process is forgotten, and no graph serves several shapes: otherwise the kernels,
+    and so the bits, would depend on which shapes came first and on what else this process has trained.
     """
     torch.compiler.reset()
     return cast(nn.Module, torch.compile(model, dynamic=False))

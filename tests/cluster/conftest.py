@@ -82,9 +82,9 @@ def disk(tmp_path: Path) -> Store:
     return Store.open(str(tmp_path / "store"))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    """A Ray session of two CPUs, shared by all tests of the package that need one."""
+    """A Ray session of two CPUs, shared by the tests of a module."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with session("local", cpus=2) as connected:
         yield connected

@@ -59,7 +59,9 @@ class Driver:
     def __init__(self, store: Store, executor: Any, terms: Terms = SHORT, verify: bool = False) -> None:
         self.store = store
         self.events: list[Event] = []
-        self.engine = Engine(store, executor, lambda state, handle, **news: self._hear(state, handle, news), terms, verify)
+        self.engine = Engine(
+            store, executor, lambda state, handle, **news: self._hear(state, handle, news), terms, verify
+        )
         self.on_event: Callable[[str, Handle], None] = lambda state, handle: None
 
     def run(self, workflow: Workflow, limit: float = 60.0) -> Any:
@@ -99,7 +101,8 @@ def main() -> int:
     url, trace, width, pause = sys.argv[1:5]
 
     def say(**record: Any) -> None:
-        print(json.dumps(record), flush=True)
+        sys.stdout.write(json.dumps(record) + "\n")
+        sys.stdout.flush()
 
     def tell(state: str, handle: Handle, **news: Any) -> None:
         say(state=state, key=handle.key, cause=news.get("cause"), message=news.get("message"))

@@ -13,10 +13,10 @@ import pytest
 import cluster.engine
 from cluster.engine import Stopped
 from cluster.failures import BUDGET, StepFailed
-from cluster.flow import Flow, Handle
-from cluster.ledger import Ledger, folder_of
+from cluster.flow import Flow
+from cluster.ledger import Ledger
 from cluster.store import Store, StoreError
-from cluster.worker import Order, Outcome
+from cluster.worker import Outcome
 from tests.cluster.driving import SHORT, Driver, ThreadExecutor, fan, fan_sum
 from tests.cluster.toys import Add, Count, Fail, Wait
 
@@ -29,12 +29,6 @@ def driver(store: Store, **options: Any) -> Driver:
 
 def lines(trace: Path) -> list[str]:
     return trace.read_text().splitlines() if trace.exists() else []
-
-
-def file_of(store: Store, handle: Handle, name: str = "sum.txt") -> str:
-    found = Ledger(store).find(handle.key)
-    assert found is not None
-    return str(found.manifest["files"][name]["path"])
 
 
 def test_results_follow_the_graph(disk: Store, tmp_path: Path) -> None:
@@ -140,136 +134,6 @@ def test_a_step_that_published_before_its_worker_died_is_not_computed_again(disk
     assert made.count("retried") == 1
 
 
-# ---- damage
-
-
-def test_a_damaged_input_is_set_aside_and_recomputed_once_for_all_its_readers(disk: Store, tmp_path: Path) -> None:
-    trace = tmp_path / "trace"
-    base = Add(5, str(trace))
-    first = driver(disk)
-    first.run(lambda flow: flow.step(base).published())
-    disk.put(file_of(disk, first.events[0][1]), b"6")
-    second = driver(disk)
-
-    async def run(flow: Flow) -> list[int]:
-        readers = [flow.step(Add(number, str(trace)), x=flow.step(base)) for number in range(100, 106)]
-        return [(await reader)["sum"] for reader in readers]
-
-    assert second.run(run) == [105 + number for number in range(6)]
-    assert lines(trace).count("add 5") == 2
-    assert second.count("recomputed") == 1
-    told = second.news("recomputed")[0]
-    assert "sum.txt is damaged" in told["message"]
-    assert disk.get(f"{told['aside']}/sum.txt") == b"6"
-
-
-def test_damage_in_an_input_of_more_readers_than_slots_does_not_block(
-    disk: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cluster.engine, "IN_FLIGHT", 2)
-    first = driver(disk)
-    first.run(lambda flow: flow.step(Add(5)).published())
-    disk.put(file_of(disk, first.events[0][1]), b"6")
-
-    async def run(flow: Flow) -> list[int]:
-        readers = [flow.step(Add(number), x=flow.step(Add(5))) for number in range(6)]
-        return [(await reader)["sum"] for reader in readers]
-
-    assert driver(disk).run(run, limit=20) == [5, 6, 7, 8, 9, 10]
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"key": "x", "digest": "y"}'])
-def test_a_damaged_manifest_is_set_aside_and_its_step_recomputed(disk: Store, tmp_path: Path, content: bytes) -> None:
-    trace = tmp_path / "trace"
-    run = lambda flow: flow.step(Add(5, str(trace))).published()
-    first, second = driver(disk), driver(disk)
-    key = first.run(run).key
-    disk.put(f"{folder_of(key)}/manifest.json", content)
-    assert second.run(run).read("sum.txt") == b"5"
-    assert lines(trace) == ["add 5"] * 2
-    told = second.news("recomputed")
-    assert len(told) == 1
-    assert disk.get(f"{told[0]['aside']}/manifest.json") == content
-
-
-def test_a_flipped_byte_is_found_before_reuse_when_asked_to_verify(disk: Store) -> None:
-    run = lambda flow: flow.step(Add(5)).published()
-    first = driver(disk)
-    first.run(run)
-    path = file_of(disk, first.events[0][1])
-    disk.put(path, b"6")
-    trusting, checking = driver(disk), driver(disk, verify=True)
-    trusting.run(run)
-    assert trusting.count("recomputed") == 0
-    assert checking.run(run).read("sum.txt") == b"5"
-    assert checking.count("recomputed") == 1
-
-
-class Spoils(ThreadExecutor):
-    """Damages each publication before the driver looks at it, `times` times."""
-
-    def __init__(self, store: Store, path: str, times: int) -> None:
-        super().__init__()
-        self.store, self.path, self.times = store, path, times
-
-    async def outcome(self, running: Any) -> Outcome:
-        outcome: Outcome = await running
-        if outcome.state == "published" and self.times > 0:
-            self.times -= 1
-            key = self.orders[-1].key
-            self.store.put(f"{folder_of(key)}/{self.path}", b"broken")
-        return outcome
-
-
-def test_a_publication_damaged_at_once_is_recomputed(disk: Store) -> None:
-    made = Driver(disk, Spoils(disk, "manifest.json", 1), QUICK)
-    assert made.run(lambda flow: flow.step(Add(5)).published()).read("sum.txt") == b"5"
-    assert made.count("recomputed") == 1
-
-
-def test_a_store_that_always_spoils_is_given_up_with_a_store_failure(
-    disk: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(BUDGET, "store", 1)
-    made = Driver(disk, Spoils(disk, "manifest.json", 100), QUICK)
-    with pytest.raises(StepFailed) as failure:
-        made.run(lambda flow: flow.step(Add(5)).published())
-    assert failure.value.cause == "store"
-
-
-class SpoilsOwn(ThreadExecutor):
-    """Leaves a torn manifest in a step's place between the driver's look and the worker's."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__()
-        self.store = store
-
-    def submit(self, order: Order) -> Any:
-        if not self.orders:
-            self.store.put(f"{folder_of(order.key)}/manifest.json", b"{")
-        return super().submit(order)
-
-
-def test_a_torn_manifest_that_the_worker_meets_first_is_recomputed(disk: Store) -> None:
-    made = Driver(disk, SpoilsOwn(disk), QUICK)
-    assert made.run(lambda flow: flow.step(Add(5)).published()).read("sum.txt") == b"5"
-    assert made.count("recomputed") == 1
-
-
-def test_a_removed_input_is_computed_again(disk: Store, tmp_path: Path) -> None:
-    trace = tmp_path / "trace"
-    made = driver(disk)
-
-    async def run(flow: Flow) -> Any:
-        base = flow.step(Add(5, str(trace)))
-        await base
-        disk.delete([f"{folder_of(base.key)}/manifest.json"])
-        return (await flow.step(Add(1), x=base))["sum"]
-
-    assert made.run(run) == 6
-    assert lines(trace) == ["add 5"] * 2
-
-
 # ---- several holders
 
 
@@ -278,7 +142,9 @@ def test_two_drivers_at_once_compute_each_step_once(disk: Store, tmp_path: Path)
     drivers = [driver(disk), driver(disk)]
 
     async def both() -> list[int]:
-        return list(await asyncio.gather(*(made.drive(lambda flow: fan(flow, str(trace), 6, 0.02)) for made in drivers)))
+        return list(
+            await asyncio.gather(*(made.drive(lambda flow: fan(flow, str(trace), 6, 0.02)) for made in drivers))
+        )
 
     assert asyncio.run(asyncio.wait_for(both(), 60)) == [fan_sum(6)] * 2
     assert len(lines(trace)) == len(set(lines(trace))) == 13
@@ -345,9 +211,7 @@ def test_stopped_steps_save_and_the_next_driver_goes_on_from_there(disk: Store, 
     assert [int(line.split()[1]) for line in lines(trace)] == list(range(60))
 
 
-def test_nothing_starts_once_the_driver_stops(
-    disk: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_starts_once_the_driver_stops(disk: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.engine, "IN_FLIGHT", 1)
     trace = tmp_path / "trace"
     made = driver(disk)

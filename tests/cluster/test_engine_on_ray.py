@@ -89,7 +89,9 @@ def test_each_failure_is_met_by_its_class(disk: Store, tmp_path: Path, ray: Any,
     assert "raylet" not in "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize("kill_at", [3, pytest.param(11, marks=pytest.mark.slow), pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kill_at", [8, pytest.param(15, marks=pytest.mark.slow), pytest.param(25, marks=pytest.mark.slow)]
+)
 def test_a_killed_worker_loses_at_most_one_checkpoint_interval(
     disk: Store, tmp_path: Path, ray: Any, kill_at: int
 ) -> None:
@@ -98,7 +100,7 @@ def test_a_killed_worker_loses_at_most_one_checkpoint_interval(
 
     async def run(flow: Flow) -> Any:
         step = flow.step(Count(30, pause, str(trace)))
-        await grown(trace, kill_at + 8)
+        await grown(trace, kill_at)
         os.kill(int(lines(trace)[-1].split()[0]), signal.SIGKILL)
         return await step
 
@@ -164,7 +166,7 @@ def test_damage_is_recomputed_on_ray_too(disk: Store, tmp_path: Path, ray: Any) 
 
 def test_stopped_workers_save_and_leave_and_queued_ones_never_start(disk: Store, tmp_path: Path, ray: Any) -> None:
     traces = [tmp_path / f"trace-{number}" for number in range(4)]
-    tasks = [Count(40, 0.05, str(trace)) for trace in traces]  # two run, two wait for a CPU
+    tasks = [Count(24, 0.05, str(trace)) for trace in traces]  # two run, two wait for a CPU
     made = driver(disk, ray)
 
     async def run(flow: Flow) -> Any:
@@ -181,9 +183,9 @@ def test_stopped_workers_save_and_leave_and_queued_ones_never_start(disk: Store,
     async def go_on(flow: Flow) -> list[Any]:
         return [await flow.step(task) for task in tasks]
 
-    assert following.run(go_on) == [{"count": 40}] * 4
+    assert following.run(go_on) == [{"count": 24}] * 4
     for trace in traces:
-        assert [int(line.split()[1]) for line in lines(trace)] == list(range(40))
+        assert [int(line.split()[1]) for line in lines(trace)] == list(range(24))
 
 
 def test_a_worker_that_does_not_leave_is_ended_and_the_session_stays_usable(

@@ -91,7 +91,7 @@ def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
 def offline_runs(results: Path, *chain: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
     """The records of every offline run, oldest first; only those of some chains if given."""
     ids = [chain_id_of("run1", at) for at in chain] or [""]
-    folders = [folder for folder in results.glob("wandb/offline-run-*") if folder.name.endswith(tuple(ids))]
+    folders = [folder for folder in results.glob("wandb/offline-run-*") if any(run in folder.name for run in ids)]
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
     readers = [
         subprocess.Popen([*inspect, str(folder)], stdout=subprocess.PIPE, text=True)
@@ -308,10 +308,11 @@ def test_tracking_stays_out_of_the_way(driver: Driver) -> None:
     tracker = driver.track()
     assert time.monotonic() - began < 0.5
     process = psutil.Process(tracker.pid)
-    until(lambda: process.nice() == 19)
+    niced = min(19, psutil.Process().nice() + 19)
+    until(lambda: process.nice() == niced)
     driver.finish(0)
     core = core_of(tracker)
-    assert core.nice() == 19
+    assert core.nice() == niced
     assert {os.getsid(process.pid), os.getsid(core.pid)}.isdisjoint({os.getsid(0)})  # Ctrl-C does not reach them
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)

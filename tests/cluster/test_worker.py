@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.failures import BUDGET, Budget, StepFailed, cause_of
-from cluster.ledger import Ledger
+from cluster.ledger import Ledger, folder_of
 from cluster.step import key_of
 from cluster.store import Store, StoreError
 from cluster.worker import Order, Outcome, run_step, stop_path
@@ -93,6 +93,7 @@ def test_a_published_step_is_not_computed_again(disk: Store, tmp_path: Path) -> 
     assert run_step(asked) == Outcome("published")
     assert run_step(replace(asked, attempt="d-2")) == Outcome("published")
     assert trace.read_text() == "add 3\n"
+    assert [path for path in disk.paths("steps") if "lease-" in path] == [f"{folder_of(asked.key)}/lease-0001.json"]
 
 
 def test_a_step_whose_lease_another_holds_is_busy(disk: Store) -> None:
@@ -142,9 +143,16 @@ def test_a_worker_asked_to_stop_saves_and_leaves_and_its_successor_goes_on(disk:
     disk.put(stop_path("driver"), b"stop")
     worker.join(10)
     assert [outcome.state for outcome in outcomes] == ["stopped"]
-    assert run_step(replace(asked, attempt="d-2")).state == "stopped"  # queued while the driver was stopping
     assert run_step(replace(asked, attempt="e-1", driver="next")) == Outcome("published")
     assert [int(line.split()[1]) for line in trace.read_text().splitlines()] == list(range(60))
+
+
+def test_a_step_that_was_queued_while_its_driver_stopped_does_not_start(disk: Store, tmp_path: Path) -> None:
+    disk.put(stop_path("driver"), b"stop")
+    trace = tmp_path / "trace"
+    assert run_step(order(disk, Add(3, str(trace)))).state == "stopped"
+    assert not trace.exists()
+    assert list(disk.paths("steps")) == []
 
 
 def test_checkpoints_are_gone_once_the_step_is_published(disk: Store) -> None:

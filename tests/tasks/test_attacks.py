@@ -201,6 +201,27 @@ def test_the_last_iterate_is_tested() -> None:
     assert broken == [int((model.margin(optimal) > 0).sum())]
 
 
+def test_of_attempts_that_all_fail_the_strongest_comes_back() -> None:
+    losses: list[torch.Tensor] = []
+
+    class Peak(nn.Module):
+        """Always right, least sure at grey: long steps go past it and back."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            margin = 0.5 + 9 * (images - 0.5).flatten(1).square().sum(1)
+            logits = torch.stack([torch.zeros_like(margin), margin], dim=1)
+            losses.append(torch.nn.functional.softplus(-margin).detach())
+            return logits
+
+    images = 0.5 + 0.1 * torch.rand((30, 1, 4, 4), generator=generator("peak"))
+    labels = torch.ones(30, dtype=torch.int64)
+    perturbed = PGD(steps=6, relative_step=0.7, restarts=2).perturb(Peak(), images, labels, 0.1, generator(0))
+    tried = torch.stack(losses)
+    Peak()(perturbed)
+    assert torch.allclose(losses[-1], tried.amax(0), atol=1e-6)
+    assert (tried.amax(0) > tried[-1] + 1e-3).any()
+
+
 def test_a_vanishing_gradient_still_gives_a_direction() -> None:
     images = torch.full((4, 1, 4, 4), 0.5)
     gradient = torch.full_like(images, 1e-30)  # its square is zero in float32

@@ -94,11 +94,18 @@ class Cheat(Attack):
 
 def test_calibration_error_of_a_case_worked_by_hand() -> None:
     # Bins of a fifteenth: .95 and .99 share the last one (accuracy 1/2, confidence .97), .62 is alone and right,
-    # .4 is the upper edge of the sixth bin and wrong. (2 * .47 + 1 * .38 + 1 * .4) / 4 = .43
+    # .4 is alone and wrong. (2 * .47 + 1 * .38 + 1 * .4) / 4 = .43
     confidences = torch.tensor([0.95, 0.99, 0.62, 0.4])
     correct = torch.tensor([True, False, True, False])
     assert expected_calibration_error(confidences, correct) == pytest.approx(0.43, abs=1e-6)
     assert expected_calibration_error(confidences, correct, bins=1) == pytest.approx(abs(2.96 / 4 - 0.5), abs=1e-6)
+
+
+def test_a_calibration_bin_holds_its_upper_edge() -> None:
+    together = expected_calibration_error(torch.tensor([0.5, 0.375]), torch.tensor([False, True]), bins=4)
+    assert together == abs(0.875 - 1) / 2
+    apart = expected_calibration_error(torch.tensor([0.5, 0.625]), torch.tensor([False, True]), bins=4)
+    assert apart == (0.5 + 0.375) / 2
 
 
 def test_calibration_error_is_zero_when_confidence_is_accuracy_and_one_when_sure_and_wrong() -> None:
@@ -169,6 +176,25 @@ def test_an_attack_meets_only_what_stands() -> None:
     blocks = [min(BLOCK, left - first) for left in expected for first in range(0, left, BLOCK)]
     assert met == blocks
     assert expected[0] > expected[-1]
+
+
+def test_noise_differs_between_blocks_attacks_and_epsilons_but_not_between_runs() -> None:
+    drawn: list[float] = []
+
+    class Drawing(Attack):
+        kind: Literal["test-drawing"] = "test-drawing"
+
+        def perturb(
+            self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: float, noise: torch.Generator
+        ) -> torch.Tensor:
+            drawn.append(torch.rand((), generator=noise).item())
+            return images
+
+    for _ in range(2):
+        evaluate(attacks=(Drawing(), Drawing()), epsilons=(0.1, 0.2))
+    first, second = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
+    assert first == second
+    assert len(set(first)) == len(first) == 2 * 2 * -(-SIZES["test"] // BLOCK)
 
 
 def test_the_cost_counts_every_image_that_went_through_the_model() -> None:

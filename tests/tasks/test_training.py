@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tasks.data.batches import in_order
 from tasks.models.initialise import initialise
 from tasks.models.weights import load_weights, restore
 from tasks.objectives.pgd import PGD
+from tasks.objectives.trades import TRADES
 from tasks.optimizers.adam import Adam
 from tasks.optimizers.adamw import AdamW
 from tasks.optimizers.sgd import SGD
@@ -22,7 +24,8 @@ from tasks.schedules.cosine import Cosine
 from tasks.schedules.step import Step
 from tasks.training.loop import Diverged
 from tasks.training.train import Train
-from tests.tasks.training_toys import BATCHES, Blobs, Finished, Tiny, Watch, Witness, half_mask, toy, trained
+from tasks.training.validation import Score, validate
+from tests.tasks.training_toys import BATCHES, Blobs, Finished, Loud, Tiny, Watch, Witness, half_mask, toy, trained
 
 
 @pytest.fixture(autouse=True)
@@ -64,13 +67,22 @@ def test_reported_accuracy_is_that_of_the_stored_weights():
         )
 
 
+def test_validation_leaves_the_network_as_it_was():
+    model = initialise(Tiny(norm=True), Blobs().signature(), 0).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    validate(model, Blobs().load("validation"), torch.device("cpu"))
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_the_step_is_gradient_descent():
-    """Against a loop written out by hand, with the same initial weights and batches."""
-    step = trained(toy(objective=Witness(), epochs=1))
+    """Against a loop written out by hand, with the same initial weights and batches; the rate drops at half-time."""
+    step = trained(toy(objective=Witness(), schedule=Step(milestones=(0.5,), drop=0.2), epochs=1))
     model = initialise(Tiny(), Blobs().signature(), 0)
     optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     losses, sizes = [], []
-    for images, labels, *_ in Witness.seen:
+    for number, (images, labels, *_) in enumerate(Witness.seen):
+        optimizer.param_groups[0]["lr"] = 0.05 if number < 3 else 0.01
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(model(images), labels)
         loss.backward()
@@ -82,6 +94,34 @@ def test_the_step_is_gradient_descent():
     assert sum(sizes) == 44
     mean = sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / 44
     assert history(step)[0]["train_loss"] == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("component", "reference"),
+    [
+        (
+            SGD(learning_rate=0.3, momentum=0.8, weight_decay=0.1, nesterov=True),
+            lambda p: optim.SGD(p, lr=0.3, momentum=0.8, weight_decay=0.1, nesterov=True, fused=False),
+        ),
+        (
+            Adam(learning_rate=0.3, beta1=0.7, beta2=0.8, epsilon=0.01, weight_decay=0.1),
+            lambda p: optim.Adam(p, lr=0.3, betas=(0.7, 0.8), eps=0.01, weight_decay=0.1, fused=False),
+        ),
+        (
+            AdamW(learning_rate=0.3, beta1=0.7, beta2=0.8, epsilon=0.01, weight_decay=0.1),
+            lambda p: optim.AdamW(p, lr=0.3, betas=(0.7, 0.8), eps=0.01, weight_decay=0.1, fused=False),
+        ),
+    ],
+    ids=["sgd", "adam", "adamw"],
+)
+def test_optimizers_update_as_pytorch_does(component: Any, reference: Any):
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 40)) for _ in range(2))
+    optimizers = component.build([ours]), reference([theirs])
+    for step in range(1, 5):
+        for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
+            weight.grad = torch.sin(step * torch.arange(40.0))
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_rewinding_continues_the_schedule_and_meets_the_same_batches_and_noise():
@@ -206,9 +246,15 @@ def test_divergence_names_the_first_bad_step():
 
 
 def test_a_network_broken_by_the_last_update_is_not_returned():
-    """The loss before the update is finite, so only a look at the network itself can tell."""
-    with pytest.raises(Diverged, match="at step 0"):
+    with pytest.raises(Diverged, match=r"the validation loss is .* at step 0"):
         toy(optimizer=SGD(learning_rate=1e38, momentum=0.9), stop_at=1).run(Watch())
+
+
+def test_a_broken_network_that_validates_well_is_not_returned(monkeypatch: pytest.MonkeyPatch):
+    """An infinite running variance, for one, hides behind finite outputs."""
+    monkeypatch.setattr("tasks.training.train.validate", lambda *_: Score(0.9, 0.1))
+    with pytest.raises(Diverged, match=r"'body\.\S+' has NaN or infinite values at step 0"):
+        toy(optimizer=SGD(learning_rate=1e39), stop_at=1).run(Watch())
 
 
 def test_the_best_network_is_the_earliest_of_equals():
@@ -255,12 +301,28 @@ def test_adversarial_training_costs_its_attack():
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_and_keeps_full_weights(precision: str):
-    step = trained(toy(precision=precision, epochs=10, objective=PGD(epsilon=0.02, steps=2)))
+    objective = TRADES(beta=1, epsilon=0.02, steps=2)  # its attack also looks at the network without a gradient
+    step = trained(toy(precision=precision, epochs=10, objective=objective))
     assert step.metrics["last"]["accuracy"] > 0.9
     assert all(
         tensor.dtype == torch.float32 for tensor in load_weights(step.read("weights.safetensors")).tensors.values()
     )
-    assert not same(step, trained(toy(epochs=10, objective=PGD(epsilon=0.02, steps=2))))
+    assert not same(step, trained(toy(epochs=10, objective=objective)))
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SGD(learning_rate=0.0025, momentum=0.9), Adam(learning_rate=0.01), AdamW(learning_rate=0.01)]
+)
+def test_steps_that_half_precision_skips_leave_no_trace(optimizer: Any):
+    """The first gradients overflow; what follows must be what full precision does from its first step."""
+    step = trained(toy(precision="fp16", objective=Loud(), optimizer=optimizer, stop_at=5))
+    scale = load(step.read("optimizer.safetensors"))["scaler/scale"].item()
+    skipped = round(math.log2(2**16 / scale))
+    assert 0 < skipped < 5, "the toy must overflow, and recover, for this to mean anything"
+    reference = trained(toy(objective=Loud(), optimizer=optimizer, stop_at=5 - skipped))
+    assert step.metrics["last"]["loss"] == pytest.approx(reference.metrics["last"]["loss"], rel=0.05)
+    largest = max(tensor.abs().max() for name, tensor in load_slots(step).items() if not name.startswith("scaler"))
+    assert largest < 1e3
 
 
 def test_channels_last_gives_the_same_network_up_to_rounding():

@@ -11,7 +11,7 @@ import torch
 
 from tasks.component import members
 from tasks.data.augmentation import Augmentation
-from tasks.models.weights import load_weights
+from tasks.models.weights import load_tensors, load_weights
 from tasks.objectives.pgd import PGD
 from tasks.optimizers.adam import Adam
 from tasks.optimizers.adamw import AdamW
@@ -20,9 +20,10 @@ from tasks.schedules.one_cycle import OneCycle
 from tasks.task import Result
 from tasks.training import checkpoint
 from tasks.training.train import Train
-from tests.tasks.training_toys import Finished, Interrupted, Tiny, Watch, half_mask, toy, trained
+from tests.tasks.training_toys import Finished, Interrupted, Loud, Tiny, Watch, half_mask, toy, trained
 
 SGD_MOMENTUM = SGD(learning_rate=0.05, momentum=0.9, weight_decay=1e-3)
+QUIET = SGD(learning_rate=0.0025, momentum=0.9)
 
 
 def resumed(task: Train, interruptions: list[int], inputs: dict[str, Any]) -> Result:
@@ -49,7 +50,7 @@ def resumed(task: Train, interruptions: list[int], inputs: dict[str, Any]) -> Re
         {"objective": PGD(epsilon=0.1, steps=3), "architecture": Tiny(norm=True)},
         {"augmentation": "crop-flip"},
         {"precision": "bf16"},
-        {"precision": "fp16", "architecture": Tiny(dropout=0.5)},
+        {"precision": "fp16", "objective": Loud(), "optimizer": QUIET},
         {"channels_last": True, "optimizer": Adam(learning_rate=0.01)},
         {"validate_every": 2},
     ],
@@ -90,7 +91,7 @@ def test_what_is_compared_can_differ():
         {"optimizer": SGD_MOMENTUM, "rewind_optimizer": True},
         {"optimizer": Adam(learning_rate=0.01), "rewind_optimizer": True, "schedule": OneCycle()},
         {"optimizer": AdamW(learning_rate=0.01), "rewind_optimizer": True, "channels_last": True},
-        {"optimizer": SGD_MOMENTUM, "rewind_optimizer": True, "precision": "fp16"},
+        {"optimizer": QUIET, "rewind_optimizer": True, "precision": "fp16", "objective": Loud()},
         {"optimizer": SGD(learning_rate=0.05), "architecture": Tiny(dropout=0.5, norm=True)},
     ],
     ids=["sgd", "momentum", "adam", "adamw-channels-last", "fp16", "dropout-norm"],
@@ -139,6 +140,14 @@ def test_a_state_of_another_format_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="has format 0, this hedgerow reads format 1"):
         toy().run(Watch(watch.state))
+
+
+def test_half_precision_finds_its_scale_in_the_toy():
+    """The loss must overflow at the first scale, or the two tests above would not miss the scale."""
+    rewind = load_tensors(
+        trained(toy(precision="fp16", objective=Loud(), optimizer=QUIET, stop_at=4)).read("optimizer.safetensors")
+    )
+    assert rewind["scaler/scale"] < 2**16
 
 
 def test_the_best_network_survives_an_interruption():

@@ -83,6 +83,17 @@ class Witness(Objective):
         return Standard().loss(model, images, labels, generator)
 
 
+class Loud(Objective):
+    """Cross-entropy with gradients that overflow in half precision until the scaler has found its scale."""
+
+    kind: Literal["toy-loud"] = "toy-loud"
+
+    def loss(
+        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        return 20 * Standard().loss(model, images, labels, generator)
+
+
 class Finished:
     """A finished step."""
 

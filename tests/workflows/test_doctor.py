@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.store import Store
+from workflows import doctor
+from workflows.doctor import Check, checks_table
+
+
+def by_name(checks: Any) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN", "WANDB_API_KEY", "WANDB_MODE", "NETRC", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_good_store_is_found_good_and_left_as_it_was(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    found = by_name(doctor._store(store.url))
+    assert {check.state for check in found.values()} == {"ok"}
+    assert found.keys() == {"store", "conditional puts", "clock"}
+    assert not list(store.paths(""))
+
+
+def test_a_store_that_ignores_conditions_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(self: Store, path: str, data: bytes) -> bool:
+        self.put(path, data)
+        return True
+
+    monkeypatch.setattr(Store, "create", careless)
+    assert by_name(doctor._store(str(tmp_path)))["conditional puts"].state == "wrong"
+
+
+def test_a_clock_that_is_off_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Store.clock
+    monkeypatch.setattr(Store, "clock", lambda self: true(self) + 3600)
+    check = by_name(doctor._store(str(tmp_path)))["clock"]
+    assert (check.state, check.found[:6]) == ("warn", "3600.0")
+
+
+def test_an_unreachable_store_is_one_wrong_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (check,) = doctor._store(str(tmp_path / "file"))
+    assert (check.state, bool(check.advice)) == ("wrong", True)
+
+
+@pytest.mark.parametrize(("mode", "state"), [(0o600, "ok"), (0o644, "warn"), (0o640, "warn")])
+def test_a_token_that_others_can_read_is_told_and_never_shown(home: Path, mode: int, state: str) -> None:
+    (home / ".ray").mkdir()
+    token = home / ".ray" / "auth_token"
+    token.write_text("secret-token")
+    token.chmod(mode)
+    check = doctor._ray_token("local")
+    assert check.state == state
+    assert "secret" not in str(check.record())
+
+
+def test_a_key_for_tracking_is_noticed_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "offline" in doctor._tracking().found
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    check = doctor._tracking()
+    assert "key found" in check.found
+    assert "0123" not in str(check.record())
+
+
+def test_more_threads_than_cpus_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._thread_environment(2).state == "ok"
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    check = doctor._thread_environment(2)
+    assert (check.state, check.found) == ("warn", "OMP_NUM_THREADS=64")
+
+
+def test_nothing_listening_at_an_address_is_noticed_at_once() -> None:
+    found = by_name(doctor._ray("127.0.0.1:9"))
+    assert found["ray session"].state == "wrong"
+    assert "refused" in found["ray session"].found
+
+
+def test_data_sets_that_are_here_are_told_from_those_that_are_not(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEDGEROW_CACHE", str(home / "cache"))
+    monkeypatch.setenv("HEDGEROW_DATA", str(home / "nowhere"))
+    found = by_name(doctor._data())
+    here, missing = found["data sets"].found.split("; not here: ")
+    assert here == "found mnist-mini"
+    assert "cifar10" in missing
+    assert found["HEDGEROW_DATA"].state == "warn"
+
+
+def test_whatever_is_not_ok_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "ROOM", 1e9)
+    monkeypatch.setattr(doctor, "MEMORY_A_CPU", 1e9)
+    checks = [*doctor._software(), *doctor._machine(), *doctor._disks(str(tmp_path / "store"))]
+    assert {check.name for check in checks if check.state == "warn"} >= {"memory", "disk of the store"}
+    assert all(check.advice for check in checks if check.state != "ok")
+    assert not os.path.exists(tmp_path / "store")
+    assert checks_table(checks).row_count == len(checks)

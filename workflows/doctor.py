@@ -1,0 +1,283 @@
+"""What `doctor` looks at: this machine, the store, Ray, tracking and data, each with what to do if it is wrong."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import secrets
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from cluster.session import ClusterUnreachable, session
+from cluster.store import Store, StoreError
+from cluster.tracking import choose_mode
+from tasks.component import members
+from tasks.data import Dataset
+
+PACKAGES = ("torch", "torchvision", "ray", "pydantic", "obstore", "safetensors", "wandb")
+OLDEST_PYTHON = (3, 11)
+GIGABYTE = 1e9
+MEMORY_A_CPU = 1.0
+"""Gigabytes that a worker with PyTorch and a small data set takes."""
+ROOM = 5.0
+"""Gigabytes on disk below which a longer run may end for want of room."""
+PAYLOAD = 8 * 2**20
+"""Bytes that are written and read to time the store: the weights of a small network."""
+SKEW = 60.0
+"""Seconds between the clocks; object stores refuse requests at some minutes, and `gc` judges ages by theirs."""
+
+State = Literal["ok", "warn", "wrong"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+    """What to do; empty when all is well."""
+
+    def record(self) -> dict[str, str]:
+        """As JSON."""
+        return asdict(self)
+
+
+def check_all(store_url: str, address: str) -> list[Check]:
+    """Looks at everything; what depends on something that is wrong is left out.
+
+    Args:
+        store_url: of the store; a small object is written, read and removed.
+        address: Ray's; `local` starts a session and ends it.
+    """
+    return [
+        *_software(),
+        *_machine(),
+        *_disks(store_url),
+        *_store(store_url),
+        *_ray(address),
+        _tracking(),
+        *_data(),
+    ]
+
+
+def checks_table(checks: list[Check]) -> Table:
+    """The checks for the terminal."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("found, and what to do", overflow="fold")
+    colours = {"ok": "green", "warn": "yellow", "wrong": "bold red"}
+    for check in checks:
+        said = Text(check.found)
+        if check.advice:
+            said.append(f"\n-> {check.advice}")
+        table.add_row(check.name, Text(check.state, colours[check.state]), said)
+    return table
+
+
+def _software() -> Iterator[Check]:
+    found = platform.python_version()
+    if sys.version_info >= OLDEST_PYTHON:
+        yield Check("python", "ok", found)
+    else:
+        yield Check("python", "wrong", found, f"use Python {'.'.join(map(str, OLDEST_PYTHON))} or newer")
+    for package in PACKAGES:
+        try:
+            yield Check(package, "ok", importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(package, "wrong", "not installed", "install hedgerow again: pip install hedgerow")
+
+
+def _machine() -> Iterator[Check]:
+    cpus = usable_cpus()
+    found = f"{cpus:g} usable of {os.cpu_count()}"
+    if cpus < (os.cpu_count() or 1):
+        advice = f"a local session counts all of them: give --workers {max(1, int(cpus))}"
+        yield Check("CPUs", "warn", found, advice)
+    else:
+        yield Check("CPUs", "ok", found)
+    yield _thread_environment(cpus)
+    memory = psutil.virtual_memory()
+    free = memory.available / GIGABYTE
+    found = f"{free:.1f} GB free of {memory.total / GIGABYTE:.1f} GB"
+    if free < MEMORY_A_CPU * cpus:
+        fits = max(1, int(free / MEMORY_A_CPU))
+        yield Check("memory", "warn", found, f"about {MEMORY_A_CPU:g} GB a worker are needed: give --workers {fits}")
+    else:
+        yield Check("memory", "ok", found)
+    yield _gpus()
+
+
+def usable_cpus() -> float:
+    """CPUs that this process may use: fewer than the machine has, in a container or under a batch system."""
+    cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        allowed, period = quota.read_text().split()
+        if allowed != "max":
+            cpus = min(cpus, int(allowed) / int(period))
+    return cpus
+
+
+def _thread_environment(cpus: float) -> Check:
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    found = ", ".join(f"{name}={value}" for name, value in given.items()) or "not set: each task sets its own"
+    odd = [name for name, value in given.items() if not value.isdigit() or int(value) > cpus]
+    if odd:
+        return Check("threads", "warn", found, f"unset {', '.join(odd)}: tasks set their threads themselves")
+    return Check("threads", "ok", found)
+
+
+def _gpus() -> Check:
+    import torch  # takes a second, and only this check needs it
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if names:
+        return Check("GPUs", "ok", ", ".join(names))
+    if list(Path("/dev").glob("nvidia[0-9]*")):
+        advice = f"PyTorch {torch.__version__} cannot use them: install a CUDA build that fits the driver"
+        return Check("GPUs", "warn", "NVIDIA devices, but none for PyTorch", advice)
+    return Check("GPUs", "ok", "none; tasks run on CPUs")
+
+
+def _disks(store_url: str) -> Iterator[Check]:
+    places = {"disk of the cache": cache_folder()}
+    if "://" not in store_url or store_url.startswith("file://"):
+        places = {"disk of the store": Path(store_url.removeprefix("file://")), **places}
+    for name, folder in places.items():
+        there = _nearest_that_exists(folder)
+        free = shutil.disk_usage(there).free / GIGABYTE
+        found = f"{free:.1f} GB free at {there}"
+        if free < ROOM:
+            yield Check(name, "warn", found, "make room, or `hedgerow gc` what no run needs")
+        else:
+            yield Check(name, "ok", found)
+    there = _nearest_that_exists(cache_folder())
+    if os.access(there, os.W_OK | os.X_OK):
+        yield Check("cache", "ok", f"{cache_folder()} can be written")
+    else:
+        advice = "set HEDGEROW_CACHE to a folder of your own: without it every process decodes its data anew"
+        yield Check("cache", "warn", f"{there} cannot be written", advice)
+
+
+def cache_folder() -> Path:
+    """Where prepared data sets lie on this machine."""
+    return Path(os.environ.get("HEDGEROW_CACHE") or "~/.cache/hedgerow/prepared").expanduser()
+
+
+def _nearest_that_exists(folder: Path) -> Path:
+    folder = folder.expanduser().absolute()
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _store(url: str) -> Iterator[Check]:
+    probe = f"probe/{secrets.token_hex(16)}"
+    try:
+        store = Store.open(url)
+        one, two = (f"{writer} {secrets.token_hex(8)}".encode() for writer in ("first", "second"))
+        first, second = store.create(probe, one), store.create(probe, two)
+        kept = store.get(probe)
+        store.delete([probe])
+        speed = _speed(store, probe)
+        skew = store.clock() - time.time()
+    except (StoreError, ValueError) as error:
+        advice = "check the URL, the credentials in the environment and that the server runs"
+        yield Check("store", "wrong", str(error), advice)
+        return
+    yield Check("store", "ok", f"{store.url}; {speed}")
+    if first and not second and kept == one:
+        yield Check("conditional puts", "ok", "of two writers of one object the first wins, and the second is told")
+    else:
+        advice = "use a store that honours If-None-Match: without it two drivers may overwrite each other's steps"
+        yield Check("conditional puts", "wrong", "of two writers of one object both were told that they won", advice)
+    found = f"{abs(skew):.1f} s between this machine and the store"
+    late = abs(skew) > SKEW
+    yield Check("clock", "warn" if late else "ok", found, "set this machine's clock (NTP)" if late else "")
+
+
+def _speed(store: Store, probe: str) -> str:
+    payload = os.urandom(PAYLOAD)
+    started = time.monotonic()
+    store.put(probe, payload)
+    written = time.monotonic()
+    store.get(probe)
+    read = time.monotonic()
+    store.delete([probe])
+    rates = (PAYLOAD / 1e6 / max(seconds, 1e-6) for seconds in (written - started, read - written))
+    return "writes {:.0f} MB/s, reads {:.0f} MB/s".format(*rates)
+
+
+def _ray(address: str) -> Iterator[Check]:
+    started = time.monotonic()
+    try:
+        with session(address, cpus=1 if address == "local" else None) as ray:
+            answer: Callable[[], Any] = lambda: 42  # noqa: E731 - what Ray runs must not need this module on the worker
+            working = ray.get(ray.remote(answer).remote(), timeout=60) == 42
+            resources = ray.cluster_resources()
+            seconds = time.monotonic() - started
+    except ClusterUnreachable as error:
+        advice = "start the cluster, or use --address local" if address != "local" else "see Ray's logs in /tmp/ray"
+        yield Check("ray session", "wrong", str(error), advice)
+    except Exception as error:  # whatever Ray raises when a worker does not come up
+        found = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        yield Check("ray session", "wrong", found, "no worker ran: is its environment the one of this process?")
+    else:
+        found = f"{address}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs; ran a task"
+        yield Check("ray session", "ok" if working else "wrong", f"{found} after {seconds:.1f} s")
+    yield _ray_token(address)
+
+
+def _ray_token(address: str) -> Check:
+    """A file that others can read gives them every cluster that uses it; its content is not looked at."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    if file.exists() and (mode := stat.S_IMODE(file.stat().st_mode)) & 0o077:
+        return Check("ray token", "warn", f"{file} has mode {mode:04o}", f"chmod 600 {file}")
+    if address == "local":
+        return Check("ray token", "ok", "a fresh one for each local session, kept in memory")
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        return Check("ray token", "ok", "mode `token`")
+    advice = "whoever reaches the cluster can run code on it: start it with RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN"
+    return Check("ray token", "warn", "mode `disabled`: no token in the environment", advice)
+
+
+def _tracking() -> Check:
+    try:
+        mode = choose_mode()
+    except ValueError as error:
+        return Check("tracking", "warn", str(error), "unset WANDB_MODE, or set it to one of these")
+    key = {"online": "W&B key found; runs are tracked online", "disabled": "disabled by WANDB_MODE"}
+    return Check(
+        "tracking", "ok", key.get(mode, "no W&B key or WANDB_MODE=offline: tracked offline, `sync` pushes later")
+    )
+
+
+def _data() -> Iterator[Check]:
+    folder = os.environ.get("HEDGEROW_DATA")
+    if folder and not Path(folder).expanduser().is_dir():
+        yield Check("HEDGEROW_DATA", "warn", f"{folder}: no such folder", "set it to the folder that holds data sets")
+    there, missing = [], []
+    for kind, member in members(Dataset).items():
+        if any(field.is_required() for field in member.model_fields.values()):
+            continue  # where its data are is for a recipe to say
+        try:
+            member().fingerprint()
+            there.append(kind)
+        except ValueError:
+            missing.append(kind)
+    found = f"found {', '.join(there)}" + (f"; not here: {', '.join(missing)}" if missing else "")
+    yield Check("data sets", "ok" if there else "warn", found, "" if there else "install hedgerow again")
