@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.ledger import Ledger, Published
+from cluster.ledger import Damaged, Ledger, Published
 from cluster.store import Store, StoreError
 
 FLUSH_SECONDS = 1.0
@@ -105,12 +106,11 @@ class EventLog:
             del self._waiting[: len(taken)]
 
 
-def events_of(store: Store, run_id: str, after: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The events of a run in order, each with the object that holds it, from after that object on."""
+def events_of(store: Store, run_id: str) -> Iterator[dict[str, Any]]:
+    """The events of a run, in the order of each of its drivers."""
     for path in sorted(store.paths(_events(run_id))):
-        if path > after:
-            for line in (store.get(path) or b"").splitlines():
-                yield path, json.loads(line)
+        for line in (store.get(path) or b"").splitlines():
+            yield json.loads(line)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def named_steps(
     """
     named = {step["key"]: step for step in json.loads(store.get(f"runs/{run_id}/plan.json") or b"[]")}
     if events is None:
-        events = (event for _, event in events_of(store, run_id))
+        events = events_of(store, run_id)
     for event in events:
         if "key" in event:
             known = {name: event[name] for name in ("key", "kind", "at") if name in event}
@@ -157,10 +157,15 @@ def named_steps(
 
 
 def finished_steps(store: Store, run_id: str) -> list[Finished]:
-    """The finished steps of a run, in the order in which it named them."""
+    """The finished steps of a run, in the order in which it named them; a damaged one is not finished."""
     ledger = Ledger(store)
-    found = ((step.get("at", {}), ledger.find(key)) for key, step in named_steps(store, run_id).items())
-    return [Finished(at, published) for at, published in found if published is not None]
+    finished = []
+    for key, step in named_steps(store, run_id).items():
+        with contextlib.suppress(Damaged):
+            published = ledger.find(key)
+            if published is not None:
+                finished.append(Finished(step.get("at", {}), published))
+    return finished
 
 
 def _events(run_id: str) -> str:

@@ -20,7 +20,11 @@ class Stored(Protocol):
         ...
 
     def read(self, name: str) -> bytes:
-        """The bytes of one of its files, checked against their digest."""
+        """The bytes of one of its files, checked against their digest.
+
+        Raises:
+            KeyError: the step has no such file.
+        """
         ...
 
 
@@ -76,13 +80,20 @@ class Alone:
     """A `Context` for running one task by hand: no checkpoints, no progress."""
 
     def saved(self) -> bytes | None:
+        """Nothing."""
         return None
 
     def should_save(self) -> bool:
+        """Never."""
         return False
 
     def save(self, state: bytes) -> None:
+        """Cannot happen.
+
+        Raises:
+            RuntimeError: always.
+        """
         raise RuntimeError("nothing keeps checkpoints here")
 
     def progress(self, done: int, total: int, note: str = "") -> None:
-        pass
+        """Told to nobody."""

@@ -25,6 +25,7 @@ from cluster.store import Store, StoreError
 from cluster.tracking import choose_mode
 from tasks.component import members
 from tasks.data import Dataset
+from tasks.data.prepared import cache_folder
 
 PACKAGES = ("torch", "torchvision", "ray", "pydantic", "obstore", "safetensors", "wandb")
 OLDEST_PYTHON = (3, 11)
@@ -173,11 +174,6 @@ def _disks(store_url: str) -> Iterator[Check]:
     else:
         advice = "set HEDGEROW_CACHE to a folder of your own: without it every process decodes its data anew"
         yield Check("cache", "warn", f"{there} cannot be written", advice)
-
-
-def cache_folder() -> Path:
-    """Where prepared data sets lie on this machine."""
-    return Path(os.environ.get("HEDGEROW_CACHE") or "~/.cache/hedgerow/prepared").expanduser()
 
 
 def _nearest_that_exists(folder: Path) -> Path:

@@ -236,7 +236,7 @@ def _absence(store: Store, known: _Known, key: str) -> dict[str, Any]:
 
 def _last_failure(store: Store, known: _Known, key: str) -> dict[str, Any] | None:
     """How the step failed, unless something else was heard of it later."""
-    seen = [event for run, _ in known.namings(key) for _, event in events_of(store, run) if event.get("key") == key]
+    seen = [event for run, _ in known.namings(key) for event in events_of(store, run) if event.get("key") == key]
     last = max(seen, key=lambda event: float(event["time"]), default=None)
     if last is None or last["state"] != "failed":
         return None

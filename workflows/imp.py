@@ -23,7 +23,7 @@ from tasks.training.train import Train
 from workflows import Workflow
 from workflows.report import Curve, Report
 
-Control = Literal["reinitialised", "shuffled"]
+Control = Literal["reinit", "shuffled"]
 
 
 class IMP(Workflow):
@@ -44,7 +44,7 @@ class IMP(Workflow):
     """Restart from the rewind point, or keep the weights and restart the schedule (Renda et al. 2020)."""
     replicates: int = Field(default=1, ge=1)
     """Independent chains: other initial weights, other data orders."""
-    controls: tuple[Control, ...] = ("reinitialised", "shuffled")
+    controls: tuple[Control, ...] = ("reinit", "shuffled")
     """What each ticket is compared with: other initial weights, or its mask shuffled within layers."""
     control_every: int = Field(default=1, ge=1)
     """Controls are trained at every so many levels, counted back from the last."""
@@ -147,7 +147,7 @@ class IMP(Workflow):
         """The networks that tell whether it is the ticket, and not just its sparsity, that counts."""
         for control in self.controls:
             here = flow.at(control=control)
-            if control == "reinitialised":
+            if control == "reinit":
                 trained = here.step(_reinitialised(train), mask=mask)
             else:
                 shuffled = here.step(ShuffleMask(seed=seed_of(replicate, "shuffle") % 2**31), mask=mask)
@@ -162,8 +162,9 @@ class IMP(Workflow):
         shown = [names[0], *names[1:][-1:]]  # a terminal has room for one budget; the figure has them all
         densities = sorted({point["density"] for point in results}, reverse=True)
         lines = dict(zip(arms, ("-", "--", ":"), strict=False))
+        network, data = kind_of(type(self.train.architecture)), kind_of(type(self.train.data))
         return Report(
-            title=f"Iterative magnitude pruning, {kind_of(type(self.train.architecture))} on {kind_of(type(self.train.data))}",
+            title=f"Iterative magnitude pruning, {network} on {data}",
             columns=["kept %", *(f"{arm} {name}" for arm in arms for name in shown)],
             rows=[
                 [f"{100 * density:.1f}", *(_spread(results, arm, density, name) for arm in arms for name in shown)]
@@ -186,7 +187,7 @@ class IMP(Workflow):
 
 
 def _reinitialised(train: Train) -> Train:
-    other = seed_of(train.init_seed, "reinitialised") % 2**31
+    other = seed_of(train.init_seed, "reinit") % 2**31
     return train.model_copy(update={"init_seed": other})
 
 
@@ -219,7 +220,7 @@ def _spread(results: Sequence[dict[str, Any]], arm: str, density: float, name: s
     values = [100 * point[name] for point in results if point["arm"] == arm and point["density"] == density]
     if not values:
         return ""
-    return f"{mean(values):.1f}" + (f" ±{(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else "")
+    return f"{mean(values):.1f}" + (f"±{(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else "")
 
 
 def _notes(finished: Sequence[Finished], replicates: int) -> list[str]:

@@ -215,7 +215,7 @@ class _Standing:
     def __init__(self, store: Store, run: Run, now: float) -> None:
         self.run = run
         self._store = store
-        events = [event for _, event in events_of(store, run.id)]
+        events = list(events_of(store, run.id))
         self._last = {event["key"]: event for event in events if "key" in event}
         self._drivers = [event for event in events if event["event"] == "run"]
         self._quiet = time.time() - events[-1]["time"] if events else float("inf")

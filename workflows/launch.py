@@ -21,7 +21,7 @@ from cluster.failures import INFRASTRUCTURE, StepFailed
 from cluster.flow import Flow, Handle
 from cluster.plan import Plan, make_plan
 from cluster.runs import EventLog, Run, finished_steps, write_plan
-from cluster.session import session
+from cluster.session import ClusterUnreachable, session
 from cluster.step import key_of
 from cluster.store import Store, StoreError
 from cluster.tracking import Tracker, choose_mode
@@ -165,8 +165,8 @@ class _Driver:
             code = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED, None: FAILED}[self._signal]
         except StepFailed as failure:
             code = _code_of(failure)
-        except StoreError as error:
-            self.problems.append(f"store: {error}")
+        except (StoreError, ClusterUnreachable) as error:
+            self.problems.append(str(error))
             code = INFRASTRUCTURE_FAILED
         if self._stopper is not None:
             await self._stopper

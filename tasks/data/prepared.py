@@ -58,7 +58,7 @@ def digest_of(content: Mapping[str, Any]) -> str:
 
 def is_prepared(fingerprint: str) -> bool:
     """Whether the arrays of this content are at hand, so that their source is not needed."""
-    return _opened(_folder() / fingerprint) is not None
+    return _opened(cache_folder() / fingerprint) is not None
 
 
 def prepare(fingerprint: str, read: Callable[[], tuple[Labelled, Labelled]]) -> Prepared:
@@ -70,7 +70,7 @@ def prepare(fingerprint: str, read: Callable[[], tuple[Labelled, Labelled]]) -> 
         fingerprint: names the content; equal fingerprints must mean equal arrays.
         read: decodes the training and the test part. Called by one process at a time.
     """
-    folder = _folder() / fingerprint
+    folder = cache_folder() / fingerprint
     if (found := _opened(folder)) is not None:
         return found
     if fingerprint in _in_memory:
@@ -90,7 +90,7 @@ def prepare(fingerprint: str, read: Callable[[], tuple[Labelled, Labelled]]) -> 
 
 def remembered(name: str, compute: Callable[[], str]) -> str:
     """The short text kept under this name, computed first if nobody has."""
-    path = _folder() / "remembered" / name
+    path = cache_folder() / "remembered" / name
     try:
         return path.read_text()
     except OSError:
@@ -109,7 +109,8 @@ class _UnusableError(Exception):
     """The cache folder cannot be written: not an error of the data, so told apart from those of `read`."""
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """Where prepared data sets lie on this machine."""
     return Path(os.environ.get("HEDGEROW_CACHE") or "~/.cache/hedgerow/prepared").expanduser()
 
 

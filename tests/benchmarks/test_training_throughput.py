@@ -8,12 +8,17 @@ The floors: at most 1.15 times the bare loop, and 4 times as fast as the DataLoa
 less room than that (the same steps on one batch that never changes), 85 % of what they leave.
 """
 
+import gzip
 import os
+import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import repeat
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -22,7 +27,7 @@ import torchvision
 from torch import nn, optim
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from torchvision.transforms import ToTensor
+from torchvision.transforms import Compose, Normalize, ToTensor
 
 from tasks.data import Dataset, Examples, Signature, Split
 from tasks.data.mnist import Mnist
@@ -69,11 +74,12 @@ def digits() -> Examples:
 
 
 class OneByOne(torchvision.datasets.MNIST):
-    """torchvision's MNIST with these examples: each is made a picture, and then a tensor."""
+    """torchvision's MNIST with these examples and the transforms of PyTorch's own MNIST example."""
 
     def __init__(self, examples: Examples) -> None:
         self.data, self.targets = examples.images.squeeze(1), examples.labels
-        self.transform, self.target_transform = ToTensor(), None
+        self.transform = Compose([ToTensor(), Normalize((0.1307,), (0.3081,))])
+        self.target_transform = None
 
 
 def epoch_by_hand(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], model: nn.Module) -> None:
@@ -130,3 +136,50 @@ def test_training_costs_what_its_arithmetic_costs(capsys: pytest.CaptureFixture[
         print(f"hedgerow / bare loop {over_bare:.3f}, DataLoader / hedgerow {gain:.2f} of {room:.2f} possible")
     assert over_bare <= 1.15
     assert gain >= min(4, 0.85 * room)
+
+
+@pytest.mark.skipif("OPEN_LTH" not in os.environ, reason="OPEN_LTH names no checkout of facebookresearch/open_lth")
+@pytest.mark.skipif("HEDGEROW_DATA" not in os.environ, reason="HEDGEROW_DATA names no MNIST")
+def test_training_is_several_times_as_fast_as_open_lth(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Four epochs of all of MNIST, tested after each, one thread.
+
+    The checkout must run: today it needs `Model` taken from the bases of the two parallel models, and `np.prod`.
+    """
+    settle(1)
+    raw = tmp_path / "open_lth_datasets" / "mnist" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for packed in Path(os.environ["HEDGEROW_DATA"]).glob("*.gz"):
+        (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
+    completed = subprocess.run(
+        [sys.executable, "open_lth.py", "train", "--default_hparams=mnist_lenet_300_100", "--training_steps=4ep",
+         "--num_workers", "0"],
+        cwd=os.environ["OPEN_LTH"], env={**os.environ, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    epochs = re.findall(r"test\tep 00[1-4].*time ([\d.]+)s", completed.stdout)
+    assert len(epochs) == 4, completed.stdout + completed.stderr
+    theirs = sum(map(float, epochs))
+    task = Train(
+        data=AllOfMnist(),
+        architecture=LeNet300100(),
+        optimizer=SGD(learning_rate=RATE),
+        epochs=4,
+        batch_size=BATCH_SIZE,
+    )
+    task.run(Alone())  # the first run prepares the data
+    begin = time.perf_counter()
+    accuracy = task.run(Alone()).metrics["last"]["accuracy"]
+    ours = time.perf_counter() - begin
+    with capsys.disabled():
+        print(f"\nopen_lth {theirs:.1f} s, hedgerow {ours:.1f} s ({100 * accuracy:.1f} %): {theirs / ours:.1f} times")
+    assert theirs / ours >= 4
+
+
+class AllOfMnist(Mnist):
+    """All 60,000 for training and the test part after every epoch, as open_lth does it: to compare speed only."""
+
+    kind: Literal["benchmark-all-of-mnist"] = "benchmark-all-of-mnist"  # type: ignore[assignment]
+    validation: int | None = 0
+
+    def load(self, split: Split) -> Examples:
+        return super().load("train" if split == "train" else "test")

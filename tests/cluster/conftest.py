@@ -1,3 +1,5 @@
+"""Stores of every kind, and one Ray session a module."""
+
 from __future__ import annotations
 
 import os

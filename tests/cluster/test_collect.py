@@ -1,3 +1,5 @@
+"""Garbage collection: what goes, what stays, and what must not happen in between."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Leases, fences and publications, whoever dies and whatever is torn."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""A plan walks a workflow without computing, and says what is stored."""
+
 from __future__ import annotations
 
 import asyncio

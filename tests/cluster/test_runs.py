@@ -1,3 +1,5 @@
+"""The event log loses nothing and keeps its order."""
+
 from __future__ import annotations
 
 import subprocess
@@ -24,7 +26,7 @@ def _flush_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def numbers(store: Store) -> list[int]:
-    return [event["number"] for _, event in events_of(store, "run")]
+    return [event["number"] for event in events_of(store, "run")]
 
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -83,17 +85,6 @@ def test_a_later_driver_s_events_come_after_those_of_an_earlier_one(store: Store
         log.write("step", number=turn)
         log.close()
     assert numbers(store) == [0, 1, 2]
-
-
-def test_reading_goes_on_after_the_object_that_was_read_last(store: Store) -> None:
-    first = EventLog(store, "run", "a")
-    first.write("step", number=1)
-    first.close()
-    (cursor,) = {path for path, _ in events_of(store, "run")}
-    second = EventLog(store, "run", "b")
-    second.write("step", number=2)
-    second.close()
-    assert [event["number"] for _, event in events_of(store, "run", after=cursor)] == [2]
 
 
 def test_a_store_that_is_away_for_a_while_loses_and_doubles_no_event(

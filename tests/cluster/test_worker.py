@@ -1,3 +1,5 @@
+"""One attempt at a step, without Ray."""
+
 from __future__ import annotations
 
 import sys

@@ -1,3 +1,5 @@
+"""Components: families, mistakes, identities."""
+
 from __future__ import annotations
 
 import pickle

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -85,10 +85,8 @@ class Family:
 
     def look(self) -> None:
         """Notes the processes that are there now."""
-        try:
+        with suppress(psutil.NoSuchProcess):
             self.members |= set(self.driver.children(recursive=True))
-        except psutil.NoSuchProcess:
-            pass
 
     def workers(self) -> list[psutil.Process]:
         """The Ray workers that are running a step."""
@@ -172,7 +170,5 @@ def _title(process: psutil.Process) -> str:
 
 
 def _kill(process: psutil.Process) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

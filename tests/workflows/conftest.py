@@ -1,3 +1,5 @@
+"""A small recipe, and a store in which it has been run without Ray."""
+
 from __future__ import annotations
 
 import asyncio

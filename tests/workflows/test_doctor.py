@@ -1,3 +1,5 @@
+"""What the doctor finds, and that it keeps secrets."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Where a step comes from, and why a stored one does not serve instead of it."""
+
 from __future__ import annotations
 
 import json
@@ -7,7 +9,7 @@ import pytest
 
 from cluster.ledger import Ledger, folder_of
 from cluster.plan import PlannedStep
-from cluster.runs import EventLog, Run
+from cluster.runs import EventLog, Run, write_plan
 from cluster.store import Store
 from tests.workflows.conftest import record_run, write_recipe
 from workflows.explain import explain_step, explanation_text
@@ -157,3 +159,17 @@ def test_an_ambiguous_prefix_is_refused_with_the_choice(disk: Store) -> None:
     with pytest.raises(BadRequest, match=r"2 steps start with 'a': abababababab \(toy\), acacacacacac \(toy\)"):
         explain_step(disk, "a")
     assert explain_step(disk, "AB")["task"] == {"kind": "toy"}
+
+
+def test_the_step_at_the_same_place_is_compared_even_if_one_elsewhere_differs_in_less(disk: Store) -> None:
+    ledger = Ledger(disk)
+    steps = {"aa": ({"a": 0, "b": 0}, 1), "bb": ({"a": 1, "b": 0}, 2), "cc": ({"a": 1, "b": 1}, 1)}
+    for short, (fields, level) in steps.items():
+        task = {"kind": "toy", **fields}
+        run = Run.open(disk, f"run-{short}", {"name": short})
+        write_plan(disk, run.id, [{"key": short * 32, "at": {"level": level}, "task": task, "inputs": {}}])
+        if short != "cc":
+            lease = ledger.lease(short * 32, f"attempt-{short}")
+            assert lease is not None
+            ledger.publish(lease, {}, {"task": task, "inputs": {}, "metrics": {}})
+    assert explain_step(disk, "cc")["nearest"]["key"] == "aa" * 32

@@ -1,3 +1,5 @@
+"""What `plan`, `runs` and `show` say of a store, at rest and while a run goes on."""
+
 from __future__ import annotations
 
 import json
@@ -129,6 +131,10 @@ def test_a_run_whose_driver_wrote_a_moment_ago_is_running_until_it_says_that_it_
     record_run(disk, small(tmp_path))
     events(disk, {"event": "run", "state": "started", "driver": "a"})
     assert runs_records(disk)[0]["state"] == "running"
+    (path,) = disk.paths(f"runs/{only_run(disk)}/events")
+    long_ago = {**json.loads(disk.get(path) or b""), "time": 0.0}
+    disk.put(path, json.dumps(long_ago).encode() + b"\n")  # and then it was killed
+    assert runs_records(disk)[0]["state"] == "stopped"
     events(disk, {"event": "run", "state": "ended", "driver": "a", "code": 130})
     assert runs_records(disk)[0]["state"] == "stopped"
 

@@ -1,3 +1,5 @@
+"""The list of methods and the schema of recipes."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""Recipes: the shipped ones, overrides, and mistakes at their paths."""
+
 from __future__ import annotations
 
 from pathlib import Path
