@@ -9,6 +9,7 @@ from torch import nn
 
 from tasks.data import Signature
 from tasks.models import Architecture
+from tasks.models.linear import Linear
 from tasks.models.network import Network, require_size
 
 
@@ -34,11 +35,11 @@ class _Conv(Architecture):
                 channels = 64 * 2**block
             layers[f"pool{block + 1}"] = nn.MaxPool2d(2)
         layers["flatten"] = nn.Flatten()
-        layers["hidden1"] = nn.Linear(channels * (data.height // shrink) * (data.width // shrink), 256)
+        layers["hidden1"] = Linear(channels * (data.height // shrink) * (data.width // shrink), 256)
         layers["hidden1_relu"] = nn.ReLU()
-        layers["hidden2"] = nn.Linear(256, 256)
+        layers["hidden2"] = Linear(256, 256)
         layers["hidden2_relu"] = nn.ReLU()
-        layers["output"] = output = nn.Linear(256, data.classes)
+        layers["output"] = output = Linear(256, data.classes)
         return Network(data, nn.Sequential(layers), output)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from tasks.data import Signature
 from tasks.models import Architecture
+from tasks.models.linear import Linear
 from tasks.models.network import Network
 
 
@@ -19,12 +20,12 @@ class LeNet300100(Architecture):
 
     def build(self, data: Signature) -> nn.Module:
         """The network for these images."""
-        output = nn.Linear(100, data.classes)
+        output = Linear(100, data.classes)
         body = OrderedDict(
             flatten=nn.Flatten(),
-            hidden1=nn.Linear(data.channels * data.height * data.width, 300),
+            hidden1=Linear(data.channels * data.height * data.width, 300),
             relu1=nn.ReLU(),
-            hidden2=nn.Linear(300, 100),
+            hidden2=Linear(300, 100),
             relu2=nn.ReLU(),
             output=output,
         )
