@@ -18,7 +18,7 @@ class Handle:
     """A step that was asked for. Await it for its metrics; pass it on without waiting."""
 
     task: Runnable
-    inputs: Mapping[str, Handle]
+    inputs: Mapping[str, Handle] = field(repr=False)  # else a repr walks every path through the graph
     at: Mapping[str, Any]
     """Where in the workflow it stands (replicate, level, ...): for people, no part of its identity."""
     key: str

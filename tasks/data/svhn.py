@@ -51,7 +51,9 @@ def _part(content: bytes) -> Labelled:
     try:
         matlab = importlib.import_module("scipy.io")
     except ModuleNotFoundError as problem:
-        raise ValueError("svhn: its MATLAB files need scipy; install it with `pip install 'hedgerow[svhn]'`") from problem
+        raise ValueError(
+            "svhn: its MATLAB files need scipy; install it with `pip install 'hedgerow[svhn]'`"
+        ) from problem
     entries = matlab.loadmat(io.BytesIO(content))
     images = np.ascontiguousarray(entries["X"].transpose(3, 2, 0, 1))
     return Labelled(images, entries["y"].ravel().astype(np.int64) % 10)
