@@ -123,6 +123,10 @@ class _Collector:
         named = self._named(set(self._store.folders("runs")) - self._forgotten)
         self._let_go = self._named(self._forgotten)
         forgotten = self._forget()
+        leftovers = [*self._leftovers(named), *self._strays()]
+        if self._remove:  # before the steps: a full disk has no room for the leases under which these are removed
+            for kind in leftovers:
+                self._store.delete(entry.path for entry in kind.entries)
         unnamed = [key for key in self._steps if key not in named and self._is_idle(key)]
         if self._remove:  # a run may have been recorded meanwhile
             again = self._named(set(self._store.folders("runs")) - self._forgotten)
@@ -131,11 +135,8 @@ class _Collector:
         for key in unnamed:
             steps.add(self._steps[key])
         spared = len(self._steps.keys() - named - set(unnamed))
-        kinds = [forgotten, steps, *self._leftovers(named), *self._strays()]
-        if self._remove:
-            for kind in kinds[2:]:
-                self._store.delete(entry.path for entry in kind.entries)
         kept_runs = set(self._store.folders("runs")) - self._forgotten
+        kinds = [forgotten, steps, *leftovers]
         return Collected(self._remove, kinds, len(self._steps.keys() & named), len(kept_runs), spared)
 
     def _named(self, runs: set[str]) -> set[str]:

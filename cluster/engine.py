@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Callable
@@ -78,13 +79,15 @@ class Engine:
         """Asks running steps to save and leave, and ends those that do not."""
         self._stopping.set()
         if self._running:
-            await asyncio.to_thread(self._store.put, stop_path(self.driver), b"stop")
+            with contextlib.suppress(StoreError):  # then nobody hears it, and all are ended below
+                await asyncio.to_thread(self._store.put, stop_path(self.driver), b"stop")
         patience = time.monotonic() + self._terms.farewell
         while self._running and time.monotonic() < patience:
             await asyncio.sleep(0.05)
         for running in self._running.values():
             self._executor.kill(running)
-        await asyncio.to_thread(self._store.delete, [stop_path(self.driver)])
+        with contextlib.suppress(StoreError):  # `gc` removes it later
+            await asyncio.to_thread(self._store.delete, [stop_path(self.driver)])
 
     async def _compute(self, handle: Handle) -> Published:
         budget = Budget()

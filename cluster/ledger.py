@@ -6,6 +6,7 @@ A manifest, written with put-if-absent after its files, is a publication. Nothin
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cluster.owner import Owner
-from cluster.store import Store
+from cluster.store import Store, StoreError
 
 
 class Fenced(RuntimeError):
@@ -175,12 +176,18 @@ class Ledger:
 
         Raises:
             Fenced: a newer holder exists, or another's publication stands.
+            StoreError: the store does not take a file; those that it took are removed, for a disk may be full of them.
         """
-        entries = {}
-        for name, data in sorted(files.items()):
-            path = f"{folder_of(lease.key)}/{lease.fence:04d}/{name}"
-            self.store.put(path, data)
-            entries[name] = {"path": path, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        entries: dict[str, dict[str, Any]] = {}
+        try:
+            for name, data in sorted(files.items()):
+                path = f"{folder_of(lease.key)}/{lease.fence:04d}/{name}"
+                self.store.put(path, data)
+                entries[name] = {"path": path, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        except StoreError:
+            with contextlib.suppress(StoreError):
+                self.store.delete(entry["path"] for entry in entries.values())
+            raise
         whole = {
             **manifest,
             "key": lease.key,

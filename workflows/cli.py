@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.text import Text
 
-from workflows.recipe import BadRequest
+from workflows.recipe import BadRequest, Recipe
+
+if TYPE_CHECKING:
+    from workflows.launch import Options
 
 app = typer.Typer(
     help="Find networks that are sparse and robust.",
@@ -21,8 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
-err = Console(stderr=True)
+PIPE_WIDTH = 200
+"""Columns of tables that go into a file or a pipe: nothing is cut or wrapped for a terminal that is not there."""
+out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+err = Console(width=None if sys.stderr.isatty() else PIPE_WIDTH, stderr=True)
 
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a field of the recipe.")]
@@ -62,12 +71,13 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe, or go on where it was left: finished steps are found, not computed again."""
-    from workflows.launch import Options, launch
-    from workflows.recipe import load_recipe
+    with _stoppable() as stop_if_asked:
+        from workflows.launch import Options
+        from workflows.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
-    options = Options(store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify)
-    _finish(launch(loaded, options, _progress_console(as_json)), as_json, _resume_command(store))
+        loaded = load_recipe(recipe, overrides or [])
+        options = Options(store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify)
+        _launch(loaded, options, as_json, stop_if_asked)
 
 
 @app.command()
@@ -84,12 +94,13 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Go on with a recorded run, wherever its recipe file went."""
-    from workflows.inspect import recorded_recipe
-    from workflows.launch import Options, launch, open_store
+    with _stoppable() as stop_if_asked:
+        from workflows.inspect import recorded_recipe
+        from workflows.launch import Options, open_store
 
-    loaded = recorded_recipe(open_store(store), run_id)
-    options = Options(store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify)
-    _finish(launch(loaded, options, _progress_console(as_json)), as_json, _resume_command(store))
+        loaded = recorded_recipe(open_store(store), run_id)
+        options = Options(store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify)
+        _launch(loaded, options, as_json, stop_if_asked)
 
 
 @app.command()
@@ -107,7 +118,7 @@ def plan(
 
     loaded = load_recipe(recipe, overrides or [])
     planned = plan_of(loaded, open_store(store), verify)
-    _print_json(plan_records(loaded, planned)) if as_json else out.print(plan_table(loaded, planned))
+    _print_json(plan_records(loaded, planned)) if as_json else _print_view(plan_table(loaded, planned))
 
 
 @app.command()
@@ -117,7 +128,7 @@ def runs(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
     from workflows.launch import open_store
 
     records = runs_records(open_store(store))
-    _print_json(records) if as_json else out.print(runs_table(records))
+    _print_json(records) if as_json else _print_view(runs_table(records))
 
 
 @app.command()
@@ -131,7 +142,7 @@ def show(
     from workflows.launch import open_store
 
     opened = open_store(store)
-    _print_json(run_record(opened, run_id)) if as_json else out.print(run_view(opened, run_id))
+    _print_json(run_record(opened, run_id)) if as_json else _print_view(run_view(opened, run_id))
 
 
 @app.command()
@@ -229,43 +240,90 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"hedgerow: {line}", file=sys.stderr)  # noqa: T201 - plain text, whatever it holds
         sys.exit(2 if isinstance(error, BadRequest) else 3)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
-def _progress_console(as_json: bool) -> Console:
-    return err if as_json else out
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], None]]:
+    """Ctrl-C and SIGTERM end a run with one line and a code, also before its first step and after its last.
+
+    Yields:
+        what to call where a signal may have been lost: Ray swallows exceptions here and there while it starts.
+    """
+    asked: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    def stop_if_asked() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop_if_asked
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit):
+            if end.code != signal.SIGTERM:  # which is what Ray makes of this signal while it starts
+                raise
+            asked.append(signal.SIGTERM)
+        _print_line(err, f"to go on: {shlex.join(['hedgerow', *sys.argv[1:]])}")
+        raise typer.Exit(75 if signal.SIGTERM in asked else 130) from None
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
-def _finish(ended: Any, as_json: bool, resume_command: str) -> None:
+def _launch(recipe: Recipe, options: Options, as_json: bool, stop_if_asked: Callable[[], None]) -> None:
+    from workflows.launch import launch
+
+    ended = launch(recipe, options, err if as_json else out, stop_if_asked)
     if as_json:
-        files = [str(path) for path in ended.files]
         _print_json(
             {
                 "run": ended.run,
                 "code": ended.code,
-                "results": ended.report.results,
-                "files": files,
+                "results": ended.report.results if ended.report else [],
+                "files": [str(path) for path in ended.files],
                 "problems": ended.problems,
             }
         )
     else:
-        if ended.report.rows:
-            out.print(ended.report.table())
+        if ended.report and ended.report.rows:
+            _print_view(ended.report.view())
         for path in ended.files:
-            out.print(f"wrote {path}", markup=False, soft_wrap=True)
+            _print_line(out, f"wrote {path}")
     for problem in ended.problems:
-        err.print(problem, markup=False, soft_wrap=True)
+        _print_line(err, problem)
     if ended.code:
-        err.print(f"to go on: {resume_command.format(run=ended.run)}", markup=False, soft_wrap=True)
+        _print_line(err, f"to go on: {_resume_command(ended.run, options)}")
         raise typer.Exit(ended.code)
 
 
-def _resume_command(store: str) -> str:
-    where = (
-        "" if store == DEFAULT_STORE or os.environ.get("HEDGEROW_STORE") == store else f" --store {shlex.quote(store)}"
-    )
-    return "hedgerow resume {run}" + where
+def _resume_command(run: str, options: Options) -> str:
+    """The command that goes on with a run where and how it ran."""
+    words = ["hedgerow", "resume", run]
+    if options.store not in (DEFAULT_STORE, os.environ.get("HEDGEROW_STORE")):
+        words += ["--store", options.store]
+    if options.out != DEFAULT_OUT:
+        words += ["--out", str(options.out)]
+    if options.address != "local":
+        words += ["--address", options.address]
+    if options.workers:
+        words += ["--workers", str(options.workers)]
+    if options.wandb:
+        words += ["--wandb", options.wandb]
+    return shlex.join(words)
+
+
+def _print_view(view: Group) -> None:
+    """Tables as wide as the screen; lines of text whole, so that paths and commands can be copied."""
+    for part in view.renderables:
+        out.print(part, soft_wrap=isinstance(part, Text))
+
+
+def _print_line(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_json(value: Any) -> None:

@@ -20,7 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from cluster.session import ClusterUnreachable, session
+from cluster.session import ClusterUnreachable, session, usable_cpus
 from cluster.store import Store, StoreError
 from cluster.tracking import choose_mode
 from tasks.component import members
@@ -105,12 +105,7 @@ def _software() -> Iterator[Check]:
 
 def _machine() -> Iterator[Check]:
     cpus = usable_cpus()
-    found = f"{cpus:g} usable of {os.cpu_count()}"
-    if cpus < (os.cpu_count() or 1):
-        advice = f"a local session counts all of them: give --workers {max(1, int(cpus))}"
-        yield Check("CPUs", "warn", found, advice)
-    else:
-        yield Check("CPUs", "ok", found)
+    yield Check("CPUs", "ok", f"{cpus} usable of {os.cpu_count()}")
     yield _thread_environment(cpus)
     memory = psutil.virtual_memory()
     free = memory.available / GIGABYTE
@@ -123,18 +118,7 @@ def _machine() -> Iterator[Check]:
     yield _gpus()
 
 
-def usable_cpus() -> float:
-    """CPUs that this process may use: fewer than the machine has, in a container or under a batch system."""
-    cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists():
-        allowed, period = quota.read_text().split()
-        if allowed != "max":
-            cpus = min(cpus, int(allowed) / int(period))
-    return cpus
-
-
-def _thread_environment(cpus: float) -> Check:
+def _thread_environment(cpus: int) -> Check:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     given = {name: os.environ[name] for name in names if name in os.environ}
     found = ", ".join(f"{name}={value}" for name, value in given.items()) or "not set: each task sets its own"

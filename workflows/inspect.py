@@ -85,7 +85,7 @@ def plan_records(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_table(recipe: Recipe, plan: Plan) -> RenderableType:
+def plan_table(recipe: Recipe, plan: Plan) -> Group:
     """A plan for the terminal: every step, or every group of them when they are many."""
     table = _table("step", "where", "key", "state")
     if len(plan.steps) <= LISTED:
@@ -110,15 +110,15 @@ def runs_records(store: Store) -> list[dict[str, Any]]:
     return [_Standing(store, run, now).summary() for run in all_runs(store)]
 
 
-def runs_table(records: Sequence[Mapping[str, Any]]) -> RenderableType:
+def runs_table(records: Sequence[Mapping[str, Any]]) -> Group:
     """The runs for the terminal."""
     if not records:
-        return Text("no runs yet")
+        return Group(Text("no runs yet"))
     table = _table("run", "recipe", "created", "state")
     for record in records:
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["created"]))
         table.add_row(Text(record["id"]), Text(record["recipe"]), created, _state_line(record))
-    return table
+    return Group(table)
 
 
 def run_record(store: Store, run_id: str) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def run_record(store: Store, run_id: str) -> dict[str, Any]:
     }
 
 
-def run_view(store: Store, run_id: str) -> RenderableType:
+def run_view(store: Store, run_id: str) -> Group:
     """A run for the terminal.
 
     Raises:
@@ -158,7 +158,7 @@ def run_view(store: Store, run_id: str) -> RenderableType:
     if trouble:
         parts.append(Text(f"no results: {trouble}"))
     elif report is not None and report.rows:
-        parts.append(report.table())
+        parts += report.view().renderables
     return Group(*parts)
 
 

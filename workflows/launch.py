@@ -8,8 +8,9 @@ import shlex
 import signal
 import sys
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cluster.failures import INFRASTRUCTURE, StepFailed
 from cluster.flow import Flow, Handle
 from cluster.plan import Plan, make_plan
 from cluster.runs import EventLog, Run, finished_steps, write_plan
-from cluster.session import ClusterUnreachable, session
+from cluster.session import ClusterUnreachable, check_address, session, usable_cpus
 from cluster.step import key_of
 from cluster.store import Store, StoreError
 from cluster.tracking import Tracker, choose_mode
@@ -30,6 +31,7 @@ from workflows.live import LiveView
 from workflows.recipe import BadRequest, Recipe
 from workflows.report import Report
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
 DONE, FAILED, WRONG, INFRASTRUCTURE_FAILED, INCONCLUSIVE, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 4, 75, 130
 
 
@@ -54,26 +56,39 @@ class Ended:
 
     code: int
     run: str
-    report: Report
-    files: list[Path]
     problems: list[str]
+    """A line for each failed step and for whatever else went wrong."""
+    report: Report | None = None
+    """None when it could not be read from the store."""
+    files: list[Path] = field(default_factory=list)
 
 
-def open_store(url: str) -> Store:
-    """The store at a URL, tried out with a write and a read.
+def open_store(url: str, to_run: bool = False) -> Store:
+    """The store at a URL.
+
+    Args:
+        url: of the store.
+        to_run: whether steps will be run on it; then it is tried out with a write and a read. Whoever only looks, or
+            makes room, can do so on a full disk too.
 
     Raises:
-        BadRequest: it cannot be reached, written or read.
+        BadRequest: it is no store, or none that may be written.
+        StoreError: it does not answer, is full, or refuses what is written.
     """
     try:
         store = Store.open(url)
-        probe, content = f"probe/{uuid.uuid4().hex}", os.urandom(8)
-        if not store.create(probe, content) or store.get(probe) != content:
-            raise StoreError("what was written cannot be read back")
-        store.delete([probe])
     except (StoreError, ValueError) as error:
         reason = str(error)
         raise BadRequest(reason if reason.startswith("--store") else f"--store {url}: {reason}") from None
+    if not to_run:
+        return store
+    probe, content = f"probe/{uuid.uuid4().hex}", os.urandom(8)
+    try:
+        if not store.create(probe, content) or store.get(probe) != content:
+            raise StoreError("what was written cannot be read back")
+        store.delete([probe])
+    except StoreError as error:
+        raise StoreError(f"--store {url}: {error}") from None
     return store
 
 
@@ -94,18 +109,30 @@ def run_id_of(recipe: Recipe) -> str:
     return f"{recipe.name}-{key_of(recipe.workflow.identity(), {})[:8]}"
 
 
-def launch(recipe: Recipe, options: Options, console: Console) -> Ended:
+def launch(
+    recipe: Recipe, options: Options, console: Console, stop_if_asked: Callable[[], None] = lambda: None
+) -> Ended:
     """Runs a recipe to its end, or as far as it goes; nothing that was finished is lost.
+
+    Args:
+        recipe: what to run.
+        options: how and where.
+        console: for progress.
+        stop_if_asked: raises if a signal came before the driver listens for signals itself.
 
     Raises:
         BadRequest: before any work starts.
+        StoreError: the store does not take the record of the run.
         ClusterUnreachable: no Ray cluster answers.
     """
     tracking = _tracking_mode(options.wandb)
-    store = open_store(options.store)
+    _check_address(options.address)
+    store = open_store(options.store, to_run=True)
     plan = plan_of(recipe, store, options.verify)
-    _check_resources(plan, options.address)
+    _check_resources(plan, options)
     run_id = run_id_of(recipe)
+    folder = options.out / run_id
+    _make(folder)
     stored, to_run = len(plan.stored), len(plan.to_run)
     console.print(f"run {run_id}: {len(plan.steps)} steps, {stored} stored, {to_run} to run", markup=False)
     record = {
@@ -117,25 +144,48 @@ def launch(recipe: Recipe, options: Options, console: Console) -> Ended:
     write_plan(store, run_id, plan.records())
     code, problems = DONE, list[str]()
     if plan.to_run:
-        code, problems = _run_on_ray(recipe, plan, run, store, options, tracking, console)
-    report = recipe.workflow.report(finished_steps(store, run_id))
-    return Ended(code, run_id, report, report.write(options.out / run_id), problems)
+        with ExitStack() as stack:
+            with console.status("starting Ray" if options.address == "local" else f"joining {options.address}"):
+                ray = stack.enter_context(session(options.address, cpus=options.workers))
+            stop_if_asked()
+            code, problems = _run_on_ray(ray, recipe, plan, run, store, options, tracking, console)
+    ended = Ended(code, run_id, problems)
+    try:
+        ended.report = recipe.workflow.report(finished_steps(store, run_id))
+        ended.files = ended.report.write(folder)
+    except (StoreError, OSError) as error:
+        reason = f"--out {folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        ended.problems.append(f"no report was written: {reason}; the results are in the store")
+        ended.code = INFRASTRUCTURE_FAILED if code in (DONE, FAILED) else code
+    return ended
 
 
 def _run_on_ray(
-    recipe: Recipe, plan: Plan, run: Run, store: Store, options: Options, tracking: str, console: Console
+    ray: Any, recipe: Recipe, plan: Plan, run: Run, store: Store, options: Options, tracking: str, console: Console
 ) -> tuple[int, list[str]]:
-    with session(options.address, cpus=options.workers) as ray:
-        workers = int(ray.cluster_resources().get("CPU", 1))
-        driver = _Driver(recipe, store, RayExecutor(ray), options, run)
-        tracker = Tracker.start(store.url, run.id, tracking, options.out / run.id)
-        with LiveView(console, store, f"run {run.id}", len(plan.steps), workers) as view:
-            driver.listeners.append(view.tell)
-            code = asyncio.run(driver.drive())
-    problems = driver.problems
-    if warning := tracker.stop():
-        problems.append(warning)
-    return code, problems
+    driver = _Driver(recipe, store, RayExecutor(ray), options, run)
+    tracker = Tracker.start(store.url, run.id, tracking, options.out / run.id)
+    resources = ray.cluster_resources()
+    for line in _unplaced(plan, [node["Resources"] for node in ray.nodes() if node["Alive"]]):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with LiveView(console, store, plan, resources.get("CPU", 1), resources.get("GPU", 0)) as view:
+        driver.listeners.append(view.tell)
+        driver.say = view.say
+        code = _run_with_signals(driver.drive())
+    with console.status("waiting for W&B"):
+        if warning := tracker.stop():
+            driver.problems.append(warning)
+    return code, driver.problems
+
+
+def _run_with_signals(main: Coroutine[Any, Any, int]) -> int:
+    """Like `asyncio.run`, for a coroutine that handles signals: the handlers that were there before come back."""
+    before = {name: signal.getsignal(name) for name in STOPS}
+    try:
+        return asyncio.run(main)
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 class _Driver:
@@ -150,12 +200,13 @@ class _Driver:
         self._failures: dict[str, StepFailed] = {}
         self._stopper: asyncio.Task[None] | None = None
         self.listeners: list[Callable[..., None]] = []
+        self.say: Callable[[str], None] = lambda line: None
         self.problems: list[str] = []
 
     async def drive(self) -> int:
         """Runs the workflow and says how it ended, as an exit code."""
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in STOPS:
             loop.add_signal_handler(name, self._stop, name)
         self._log.write("run", state="started", driver=self._engine.driver)
         try:
@@ -182,12 +233,15 @@ class _Driver:
     def _stop(self, signal_number: signal.Signals | None = None) -> None:
         if self._stopper is None:
             self._signal = signal_number
+            self.say("stopping: the steps that are running save their state")
             self._stopper = asyncio.ensure_future(self._engine.stop())
 
     def _tell(self, state: str, handle: Handle, **news: Any) -> None:
         shown = {name: value for name, value in news.items() if name != "published"}
         if state != "asked":
             self._log.write("step", state=state, key=handle.key, kind=handle.task.kind, at=dict(handle.at), **shown)
+        for listener in self.listeners:
+            listener(state, handle, **news)
         if state == "failed":
             failure = StepFailed(handle.key, str(handle), news["cause"], news["message"], news["log"])
             self._failures[handle.key] = failure
@@ -195,8 +249,6 @@ class _Driver:
             self.problems.append(f"{failure}{log}")
             if self._options.fail_fast:
                 self._stop()
-        for listener in self.listeners:
-            listener(state, handle, **news)
 
 
 def _code_of(failure: StepFailed) -> int:
@@ -210,10 +262,19 @@ def _tracking_mode(asked: str | None) -> str:
         raise BadRequest(str(error)) from None
 
 
-def _check_resources(plan: Plan, address: str) -> None:
+def _check_address(address: str) -> None:
+    try:
+        check_address(address)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def _check_resources(plan: Plan, options: Options) -> None:
     """A step that asks for more than a local session has would wait for ever."""
-    if address != "local":
+    if options.address != "local":
         return
+    cpus = options.workers or usable_cpus()
+    limit = f"--workers is {cpus}" if options.workers else f"this machine has {cpus} CPUs"
     for step in plan.to_run:
         task = step.handle.task
         if task.gpus > 0:
@@ -222,7 +283,25 @@ def _check_resources(plan: Plan, address: str) -> None:
             found = torch.cuda.device_count()
             if task.gpus > found:
                 raise BadRequest(f"{task.kind}.gpus: {task.gpus:g} asked for, but this machine has {found}")
-        if task.threads > (os.cpu_count() or 1):
-            raise BadRequest(
-                f"{task.kind}.threads: {task.threads} asked for, but this machine has {os.cpu_count()} CPUs"
-            )
+        if task.threads > cpus:
+            raise BadRequest(f"{task.kind}.threads: {task.threads} asked for, but {limit}")
+
+
+def _unplaced(plan: Plan, nodes: list[dict[str, float]]) -> list[str]:
+    """What no node of a cluster can run now: Ray waits without a word until a node joins that can."""
+    wanted = {(step.handle.task.kind, step.handle.task.threads, step.handle.task.gpus) for step in plan.to_run}
+    return [
+        f"waiting for a node with {threads} CPUs and {gpus:g} GPUs, which `{kind}` asks for: the cluster has none now"
+        for kind, threads, gpus in sorted(wanted)
+        if not any(node.get("CPU", 0) >= threads and node.get("GPU", 0) >= gpus for node in nodes)
+    ]
+
+
+def _make(folder: Path) -> None:
+    """The folder of the closing report, made before hours of work and not after them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRequest(f"--out {folder}: cannot make the folder: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadRequest(f"--out {folder}: the folder is not writable")

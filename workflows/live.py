@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -14,150 +16,160 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.flow import Handle, describe
+from cluster.follower import scalars
 from cluster.ledger import Ledger, Published
+from cluster.plan import Plan
 from cluster.store import Store, StoreError
+from workflows.forecast import Forecast, in_words
 
 SHOWN = 12
 """Running steps that fit on a screen."""
+LOOK_SECONDS = 1.0
+"""Between two looks at the heartbeats."""
 
 
 @dataclass
-class _Running:
+class _UnderWay:
+    """A step that was handed to Ray."""
+
     handle: Handle
-    since: float = field(default_factory=time.monotonic)
+    began: float | None = None
+    """When its worker was first seen at work; before that it waits in Ray's queue."""
     done: float = 0.0
-    note: str = "queued"
+    note: str = ""
+
+
+@dataclass
+class _News:
+    """What is known, changed by the event loop and the look at the heartbeats, drawn by a thread of rich."""
+
+    forecast: Forecast
+    known: set[str]
+    under_way: dict[str, _UnderWay] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
+    """How each step ended: found, published or failed."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class LiveView:
-    """Follows the engine's news; progress inside a step is read from its heartbeat in the store."""
+    """Follows the engine's news; progress inside a step is read from its heartbeat in the store.
 
-    def __init__(self, console: Console, store: Store, title: str, total: int, workers: int) -> None:
+    The store is read by a thread of its own: a slow one must hold up neither the table nor the engine.
+    """
+
+    def __init__(self, console: Console, store: Store, plan: Plan, cpus: float, gpus: float) -> None:
         """Prepares a view.
 
         Args:
             console: where to draw.
             store: that the heartbeats are read from.
-            title: of the table.
-            total: steps known beforehand; grows when a workflow asks for more.
-            workers: steps that can run at once, for the time that is left.
+            plan: the steps known beforehand; a workflow may ask for more.
+            cpus: of the whole cluster, for the time that is left.
+            gpus: of the whole cluster.
         """
         self._console = console
         self._ledger = Ledger(store)
-        self._title = title
-        self._total = total
-        self._workers = workers
-        self._asked: set[str] = set()
-        self._running: dict[str, _Running] = {}
-        self._counts: Counter[str] = Counter()
-        self._seconds: dict[str, list[float]] = defaultdict(list)
-        self._kinds: Counter[str] = Counter()
-        self._started = time.monotonic()
+        forecast = Forecast((step.handle for step in plan.to_run), cpus, gpus)
+        self._news = _News(forecast, {step.handle.key for step in plan.steps})
         self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=2, transient=True)
+        self._over = threading.Event()
+        self._looking = threading.Thread(target=self._look, name="heartbeats", daemon=True)
 
     def __enter__(self) -> LiveView:
         if self._console.is_terminal:
+            self._looking.start()
             self._live.start()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._over.set()
         self._live.stop()
 
     def tell(self, state: str, handle: Handle, **news: Any) -> None:
         """Takes in one piece of the engine's news."""
-        if state == "asked":
-            self._asked.add(handle.key)
-            self._kinds[handle.task.kind] += 1
-        elif state == "started":
-            self._running[handle.key] = _Running(handle)
-        elif state in ("found", "published", "failed"):
-            self._running.pop(handle.key, None)
-            self._counts[state] += 1
-            if state == "published":
-                self._seconds[handle.task.kind].append(news["published"].manifest["seconds"])
-        self._say(state, handle, news)
+        now = self._news
+        with now.lock:
+            if state == "asked":
+                now.known.add(handle.key)
+                now.ended.pop(handle.key, None)  # it was damaged, and is computed anew
+                now.forecast.add(handle)
+            elif state == "started":
+                now.under_way[handle.key] = _UnderWay(handle)
+            elif state in ("found", "published", "failed"):
+                now.under_way.pop(handle.key, None)
+                now.ended[handle.key] = state
+                seconds = news["published"].manifest["seconds"] if state == "published" else None
+                now.forecast.end(handle, seconds)
+        self._tell_in_a_line(state, handle, news)
 
-    def _say(self, state: str, handle: Handle, news: dict[str, Any]) -> None:
+    def say(self, line: str) -> None:
+        """One line that stays."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _tell_in_a_line(self, state: str, handle: Handle, news: dict[str, Any]) -> None:
         """One line for what is worth one; on a terminal the table shows the rest."""
         if state == "published" and not self._console.is_terminal:
             published: Published = news["published"]
-            done = self._counts["published"] + self._counts["found"]
+            done = sum(state != "failed" for state in self._news.ended.values())
             took = published.manifest["seconds"]
-            self._console.print(
-                f"[{done}/{self._known()}] {handle}  {took:.1f} s  {headline(published)}", markup=False, soft_wrap=True
-            )
-        elif state in ("failed", "retried", "recomputed"):
+            self.say(f"[{done}/{len(self._news.known)}] {handle}  {took:.1f} s  {headline(published)}".rstrip())
+        elif state == "failed":  # why, and what to do about it, stands at the end
+            self.say(f"failed: {handle} ({news['cause']})")
+        elif state in ("retried", "recomputed"):
             cause = f" ({news['cause']})" if "cause" in news else ""
-            self._console.print(f"{state}: {handle}{cause}: {news['message']}", markup=False, soft_wrap=True)
-
-    def _known(self) -> int:
-        return max(self._total, len(self._asked))
+            self.say(f"{state}: {handle}{cause}: {news['message']}")
 
     def _draw(self) -> RenderableType:
-        self._look_at_heartbeats()
-        done = self._counts["published"] + self._counts["found"]
-        table = Table(title=self._title, title_justify="left", expand=False)
-        for column, justify in (
-            ("step", "left"),
-            ("where", "left"),
-            ("progress", "left"),
-            ("", "left"),
-            ("time", "right"),
-        ):
-            table.add_column(column, justify=justify)  # type: ignore[arg-type]
-        busiest = sorted(self._running.values(), key=lambda running: -running.done)
-        for running in busiest[:SHOWN]:
-            handle = running.handle
-            bar = ProgressBar(total=1.0, completed=running.done, width=20)
-            elapsed = f"{time.monotonic() - running.since:.0f} s" if running.done else ""
-            table.add_row(handle.task.kind, describe(handle.at), bar, running.note, elapsed)
-        line = f"{done} of {self._known()} steps done ({self._counts['found']} found), {self._eta()}"
-        if self._counts["failed"]:
-            line += f", {self._counts['failed']} failed"
-        return Group(table, Text(line))
+        with self._news.lock:
+            running = [step for step in self._news.under_way.values() if step.began is not None]
+            table = _running_table(sorted(running, key=lambda step: -step.done)[:SHOWN])
+            line = self._line(running)
+        return Group(table, Text(line)) if running else Text(line)
 
-    def _look_at_heartbeats(self) -> None:
-        for key, running in list(self._running.items()):
-            try:
-                lease = self._ledger.current_lease(key)
-            except StoreError:
-                continue
-            if lease is not None and "progress" in lease.record:
-                step, steps, note = lease.record["progress"]
-                running.done = step / steps if steps else 0.0
-                running.note = note or f"{step}/{steps}"
+    def _line(self, running: list[_UnderWay]) -> str:
+        counts, queued = Counter(self._news.ended.values()), len(self._news.under_way) - len(running)
+        parts = [f"{counts['found'] + counts['published']} of {len(self._news.known)} steps done"]
+        parts += [f"{counts['found']} of them found"] if counts["found"] else []
+        parts += [f"{counts['failed']} failed"] if counts["failed"] else []
+        parts += [f"{len(running)} running"] if running else []
+        parts += [f"{queued} queued"] if queued else []
+        now = time.monotonic()
+        at = {step.handle.key: (now - step.began, step.done) for step in running if step.began is not None}
+        return ", ".join([*parts, in_words(self._news.forecast.seconds(at))])
 
-    def _eta(self) -> str:
-        """Time left, from what finished steps of each kind took and how far the running ones are."""
-        typical = {kind: sum(took) / len(took) for kind, took in self._seconds.items()}
-        for running in self._running.values():
-            if running.done > 0.02 and running.handle.task.kind not in typical:
-                typical[running.handle.task.kind] = (time.monotonic() - running.since) / running.done
-        if not typical:
-            return "time left: not known yet"
-        longest = max(typical.values())
-        left = self._known() - self._counts["published"] - self._counts["found"]
-        kinds = Counter({kind: n - len(self._seconds[kind]) for kind, n in self._kinds.items()})
-        asked = sum(kinds.values()) - self._counts["found"]
-        work = sum(typical.get(kind, longest) * max(n, 0) for kind, n in kinds.items()) * left / max(asked, 1)
-        work -= sum(typical.get(r.handle.task.kind, longest) * r.done for r in self._running.values())
-        seconds = max(work, 0) / self._workers
-        return f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left"
+    def _look(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            with self._news.lock:
+                under_way = list(self._news.under_way.values())
+            for step in under_way:
+                try:
+                    lease = self._ledger.current_lease(step.handle.key)
+                except StoreError:  # the next look may see it
+                    continue
+                if lease is not None and lease.record["state"] == "held":
+                    done, total, note = lease.record.get("progress", (0, 0, ""))
+                    with self._news.lock:
+                        step.began = step.began or time.monotonic()
+                        step.done = done / total if total else 0.0
+                        step.note = note or (f"{done}/{total}" if total else "")
+
+
+def _running_table(steps: list[_UnderWay]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("step", no_wrap=True)
+    table.add_column("where", overflow="fold")
+    table.add_column("progress")
+    table.add_column("", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    for step in steps:
+        bar = ProgressBar(total=1.0, completed=step.done, width=20)
+        elapsed = f"{time.monotonic() - (step.began or 0):.0f} s"
+        table.add_row(step.handle.task.kind, Text(describe(step.handle.at)), bar, Text(step.note), elapsed)
+    return table
 
 
 def headline(published: Published) -> str:
     """The few metrics of a step that fit on a line."""
-    flat = flatten(published.metrics)
+    found = dict(scalars(published.metrics, "metrics"))
     wanted = ("clean/accuracy", "last/accuracy", "density")
-    return "  ".join(f"{name} {flat[name]:.4f}" for name in wanted if isinstance(flat.get(name), int | float))
-
-
-def flatten(metrics: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested metrics as `a/b/c: value`."""
-    if not isinstance(metrics, dict):
-        return {prefix: metrics}
-    return {
-        name: item
-        for key, value in metrics.items()
-        for name, item in flatten(value, f"{prefix}/{key}".strip("/")).items()
-    }
+    return "  ".join(f"{name} {found[f'metrics/{name}']:.4f}" for name in wanted if f"metrics/{name}" in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,13 +10,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
-
-mpl.use("Agg")
+from rich.text import Text
 
 
 @dataclass
@@ -41,10 +39,13 @@ class Report:
     x_label: str = ""
     y_label: str = ""
 
-    def table(self) -> Table:
+    def view(self) -> Group:
         """For the terminal."""
-        notes = "\n".join(self.notes) or None
-        table = Table(title=self.title, caption=notes, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        return Group(Text(self.title, "bold"), self.table(), *map(Text, self.notes))
+
+    def table(self) -> Table:
+        """The rows alone."""
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in self.columns:
             table.add_column(column.replace(" ", "\n", 1), justify="right", no_wrap=True)
         for row in self.rows:
@@ -52,16 +53,19 @@ class Report:
         return table
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes `results.json`, `table.md` and, if there is anything to draw, `figure.png`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Writes `results.json`, `table.md` and, if there is anything to draw, `figure.png`.
+
+        Raises:
+            OSError: there is no room, or no right to write; what stood there before still does.
+        """
         content = {"title": self.title, "notes": list(self.notes), "results": list(self.results)}
-        (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
-        (folder / "table.md").write_text(self._markdown())
-        written = [folder / "table.md", folder / "results.json"]
+        files = {"table.md": self._markdown().encode(), "results.json": f"{json.dumps(content, indent=1)}\n".encode()}
         if any(curve.points for curve in self.curves):
-            written.insert(0, folder / "figure.png")
-            self._draw(written[0])
-        return written
+            files = {"figure.png": self._figure(), **files}
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            _replace(folder / name, data)
+        return [folder / name for name in files]
 
     def _markdown(self) -> str:
         lines = [self.columns, ["---:"] * len(self.columns), *self.rows]
@@ -69,7 +73,10 @@ class Report:
         notes = "".join(f"\n{note}\n" for note in self.notes)
         return f"# {self.title}\n\n{table}\n{notes}"
 
-    def _draw(self, path: Path) -> None:
+    def _figure(self) -> bytes:
+        from matplotlib.figure import Figure  # half a second, and most commands draw nothing
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
         figure = Figure(figsize=(8.5, 4.2), layout="constrained")
         axes = figure.subplots()
         for curve in self.curves:
@@ -87,4 +94,17 @@ class Report:
         axes.set(title=self.title, xlabel=self.x_label, ylabel=self.y_label)
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right center", fontsize="small", frameon=False)
-        figure.savefig(path, dpi=150, metadata={"Software": None})
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=150, metadata={"Software": None})
+        return drawn.getvalue()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: a full disk must not cost the report of an earlier run."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise

@@ -270,3 +270,26 @@ def test_together_lets_the_others_finish_before_it_raises(disk: Store, tmp_path:
     with pytest.raises(StepFailed, match="no good"):
         driver(disk).run(run)
     assert lines(trace) == ["add 1"]
+
+
+def test_a_driver_stops_also_when_the_store_takes_no_sign_of_it(
+    disk: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+    made = driver(disk, terms=replace(QUICK, farewell=0.2))
+
+    def refuse(*arguments: Any) -> None:
+        raise StoreError("no room")
+
+    async def run(flow: Flow) -> Any:
+        step = flow.step(Wait(str(tmp_path / "never"), str(started)))
+        while not started.exists():
+            await asyncio.sleep(0.01)
+        with monkeypatch.context() as full:
+            full.setattr(disk, "put", refuse)
+            full.setattr(disk, "delete", refuse)
+            await made.engine.stop()
+        (tmp_path / "never").touch()
+        return await asyncio.gather(step.published(), return_exceptions=True)
+
+    assert isinstance(made.run(run)[0], Stopped)

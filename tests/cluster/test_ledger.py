@@ -14,7 +14,7 @@ import pytest
 
 from cluster.ledger import Damaged, Fenced, Lease, Ledger, Published, folder_of, is_free
 from cluster.owner import Owner
-from cluster.store import Store
+from cluster.store import Store, StoreError
 from tests.cluster import racing
 
 KEY = "ab" * 32
@@ -27,7 +27,7 @@ def holder(store: Store, key: str = KEY) -> Iterator[subprocess.Popen[str]]:
     code = f"""
 import sys
 from cluster.ledger import Ledger
-from cluster.store import Store
+from cluster.store import Store, StoreError
 print(Ledger(Store.open({store.url!r})).lease({key!r}, "theirs").fence, flush=True)
 sys.stdin.read()
 """
@@ -346,3 +346,21 @@ def test_a_manifest_names_every_file_with_its_digest_and_size(disk: Store) -> No
 
 def _manifest() -> str:
     return f"{folder_of(KEY)}/manifest.json"
+
+
+def test_a_publication_that_found_no_room_leaves_none_of_its_files(
+    disk: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(disk)
+    lease = take(ledger)
+    put = disk.put
+
+    def put_until_full(path: str, data: bytes) -> None:
+        if path.endswith("two.bin"):
+            raise StoreError("no room")
+        put(path, data)
+
+    monkeypatch.setattr(disk, "put", put_until_full)
+    with pytest.raises(StoreError, match="no room"):
+        publish(ledger, lease)
+    assert [path.rsplit("/", 1)[-1] for path in disk.paths("")] == ["lease-0001.json"]

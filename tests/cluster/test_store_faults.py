@@ -98,6 +98,30 @@ print(store.create("new", b"n" * 150_000), store.get("new") == b"n" * 150_000)
     assert answer.stdout == "0 True\n" * 2 + "True None ['ballast', 'old']\nTrue True\n", answer.stderr
 
 
+def test_room_can_be_made_on_a_disk_that_is_full_to_the_last_byte(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from cluster.collect import collect
+from cluster.store import Store
+store = Store.open({str(tmp_path)!r})
+old = "steps/ab/" + "ab" * 32
+store.put(old + "/0001/checkpoint", b"c" * 20_000)
+store.put("probe/left-over", b"w" * 20_000)
+try:
+    with open({str(tmp_path / "ballast")!r}, "wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(512))
+except OSError as error:
+    print(error.strerror)
+store.clock()
+kinds = collect(store, remove=True, grace=-1.0).kinds
+print([kind.things for kind in kinds if kind.things], list(store.paths("steps")))
+"""
+    mounts = f"mount -t tmpfs -o size=128k tmpfs '{tmp_path}'"
+    answer = _in_own_mounts(f"{mounts}\n{sys.executable} - <<'END'\n{code}END\n", tmp_path)
+    assert answer.stdout == "No space left on device\n[1, 1] []\n", answer.stderr
+
+
 # ---- faults of the network
 
 

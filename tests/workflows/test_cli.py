@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.runs import named_steps
-from cluster.store import Store
+from cluster.store import Store, StoreError
 from tests.workflows.conftest import SMALL, write_recipe
 from workflows import cli, doctor, launch
+from workflows.recipe import load_recipe
 
 Said = tuple[int, str, str]
 """Exit code, standard output, standard error."""
@@ -136,7 +139,7 @@ def test_a_store_that_is_no_store_is_refused(hedgerow: Call, tmp_path: Path) -> 
     assert "secret" not in line
 
 
-def test_a_store_where_nothing_listens_is_refused_within_seconds(
+def test_a_store_where_nothing_listens_is_told_within_seconds(
     hedgerow: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as free:
@@ -147,9 +150,11 @@ def test_a_store_where_nothing_listens_is_refused_within_seconds(
         monkeypatch.setenv(name, "x")
     write_recipe(tmp_path)
     started = time.monotonic()
-    line = refused(hedgerow("run", "small.yaml", "--store", "s3://bucket/x"))
+    code, out, err = hedgerow("run", "small.yaml", "--store", "s3://bucket/x")
     assert time.monotonic() - started < 20
-    assert line.startswith("--store s3://bucket/x: ")
+    (line,) = err.splitlines()
+    assert (code, out) == (3, ""), line  # the same request may succeed later
+    assert line.startswith("hedgerow: --store s3://bucket/x: ")
     assert f"127.0.0.1:{port}" in line
 
 
@@ -248,3 +253,91 @@ def test_a_wrong_check_of_the_doctor_is_an_exit_code(
     code, out, _ = hedgerow("doctor", "--store", "file")
     assert code == 3
     assert "wrong" in out
+
+
+def test_more_threads_than_workers_are_refused_instead_of_waiting_for_ever(hedgerow: Call, tmp_path: Path) -> None:
+    write_recipe(tmp_path, small(threads=2))
+    line = refused(hedgerow("run", "small.yaml", "--store", "store", "--workers", "1"))
+    assert line == "train.threads: 2 asked for, but --workers is 1"
+
+
+def test_a_folder_for_results_that_cannot_be_is_refused_before_any_work(hedgerow: Call, tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    (tmp_path / "file").touch()
+    line = refused(hedgerow("run", "small.yaml", "--store", "store", "--out", "file"))
+    assert line.startswith("--out file/small-")
+    assert line.endswith(": cannot make the folder: Not a directory")
+
+
+@pytest.mark.parametrize("address", ["here", "host:", ":6379", "host:port"])
+def test_an_address_that_is_none_is_a_wrong_request(hedgerow: Call, tmp_path: Path, address: str) -> None:
+    write_recipe(tmp_path)
+    line = refused(hedgerow("run", "small.yaml", "--address", address))
+    assert line == f"--address {address}: allowed are `local`, `auto` and HOST:PORT"
+
+
+def test_the_command_that_goes_on_says_where_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEDGEROW_STORE", "s3://ours/all")
+    here = launch.Options("s3://ours/all", cli.DEFAULT_OUT)
+    assert cli._resume_command("r-1", here) == "hedgerow resume r-1"
+    there = launch.Options("my store", tmp_path, "h:1", 3, "disabled")
+    assert cli._resume_command("r-1", there) == (
+        f"hedgerow resume r-1 --store 'my store' --out {tmp_path} --address h:1 --workers 3 --wandb disabled"
+    )
+
+
+def test_what_goes_into_a_pipe_is_neither_cut_nor_wrapped(finished: Store) -> None:
+    (run_id,) = finished.folders("runs")
+    command = [sys.executable, "-m", "workflows.cli", "show", run_id, "--store", finished.url]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": ""})
+    assert said.returncode == 0, said.stderr
+    assert "…" not in said.stdout
+    assert "sample-steps of training\n" in said.stdout
+
+
+def test_a_store_that_goes_away_before_the_report_costs_neither_the_code_nor_the_problems(
+    hedgerow: Call, finished: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(store: Store, run_id: str) -> Any:
+        raise StoreError("runs: the server is gone")
+
+    monkeypatch.setattr(launch, "finished_steps", gone)
+    write_recipe(tmp_path)
+    code, _, err = hedgerow("run", "small.yaml", "--store", finished.url)
+    assert code == 3
+    problem, resume = err.splitlines()
+    assert problem == "no report was written: runs: the server is gone; the results are in the store"
+    assert resume.startswith("to go on: hedgerow resume small-")
+
+
+def test_a_signal_before_the_first_step_is_one_line_and_a_code(
+    hedgerow: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_recipe(tmp_path)
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
+        monkeypatch.setattr(launch, "plan_of", lambda *arguments, number=number: signal.raise_signal(number))
+        said = hedgerow("run", "small.yaml", "--store", "a store")
+        assert said == (code, "", "to go on: hedgerow run small.yaml --store 'a store'\n")
+
+
+def test_a_signal_that_was_swallowed_while_ray_started_still_stops_the_run(
+    hedgerow: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def careless(*arguments: Any, **named: Any) -> Iterator[Any]:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        yield None
+
+    monkeypatch.setattr(launch, "session", careless)
+    write_recipe(tmp_path)
+    code, _, err = hedgerow("run", "small.yaml", "--store", "store")
+    assert (code, err) == (130, "to go on: hedgerow run small.yaml --store store\n")
+
+
+def test_a_step_that_no_node_can_run_is_told() -> None:
+    recipe = load_recipe("quickstart", ["train.threads=8"])
+    plan = launch.plan_of(recipe, Store.open("memory:///"))
+    assert launch._unplaced(plan, [{"CPU": 8.0}]) == []
+    lines = launch._unplaced(plan, [{"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}])
+    assert "waiting for a node with 8 CPUs and 0 GPUs, which `train` asks for: the cluster has none now" in lines

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.workflows.chains import (
@@ -74,6 +77,50 @@ def test_interrupt_prints_the_command_that_resumes_and_it_does(undisturbed: dict
     completed = subprocess.run([*again, *common], capture_output=True, text=True, timeout=250, cwd=tmp_path)
     assert completed.returncode == 0, completed.stderr
     assert results_of(tmp_path) == undisturbed
+
+
+def test_termination_is_an_exit_code_that_asks_to_be_run_again_and_the_same_command_goes_on(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    with running_chain(tmp_path) as process:
+        family = Family(process.pid)
+        while process.poll() is None and not family.workers():
+            time.sleep(0.05)
+        process.terminate()
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, output
+    assert "to go on: hedgerow resume chain-" in output
+    assert "Traceback" not in output
+    assert run_chain(tmp_path).returncode == 0
+    assert results_of(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_stop_while_ray_starts_is_one_line_and_leaves_no_process(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    with running_chain(tmp_path) as process:
+        family = Family(process.pid)
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first.endswith("15 to run\n"), first
+        until = time.monotonic() + 20
+        while not any("gcs_server" in _name(member) for member in family.members) and time.monotonic() < until:
+            time.sleep(0.02)
+            family.look()
+        os.killpg(process.pid, number)  # as a terminal or a batch system does
+        family.look()
+        output = process.communicate(timeout=60)[0]
+        gone, left = psutil.wait_procs(family.members, timeout=10)
+    assert (process.returncode, left) == (code, []), (output, gone)
+    (line,) = output.splitlines()
+    assert line.startswith("to go on: hedgerow run "), output
+
+
+def _name(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return process.name()
+    return ""
 
 
 def test_a_deeper_run_recomputes_nothing_of_the_shared_prefix_and_mends_what_is_damaged(
