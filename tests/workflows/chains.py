@@ -51,7 +51,7 @@ def command(folder: Path, *extra: str) -> list[str]:
     """The command line that runs the chain on the store in a folder."""
     recipe = recipe_in(folder)
     common = ["--store", str(folder / "store"), "--out", str(folder / "out"), "--wandb", "disabled"]
-    return [sys.executable, "-m", "workflows.cli", "run", str(recipe), *common, "--checkpoint", "0.3", *extra]
+    return [sys.executable, "-m", "workflows.command.cli", "run", str(recipe), *common, "--checkpoint", "0.3", *extra]
 
 
 def run_chain(folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:

@@ -15,8 +15,8 @@ import yaml
 from cluster.runs import Run, write_plan
 from cluster.store import Store
 from cluster.worker import Order, Outcome, run_step
-from workflows.launch import Options, _Driver, plan_of, run_id_of
-from workflows.recipe import Recipe, load_recipe
+from workflows.command.launch import Options, _Driver, plan_of, run_id_of
+from workflows.command.recipe import Recipe, load_recipe
 
 SMALL: dict[str, Any] = {
     "kind": "imp",

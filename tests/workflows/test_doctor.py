@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.store import Store
-from workflows import doctor
-from workflows.doctor import Check, checks_table
+from workflows.command import doctor
+from workflows.command.doctor import Check, checks_table
 
 
 def by_name(checks: Any) -> dict[str, Check]:

@@ -12,9 +12,9 @@ from cluster.plan import PlannedStep
 from cluster.runs import EventLog, Run, write_plan
 from cluster.store import Store
 from tests.workflows.conftest import record_run, write_recipe
-from workflows.explain import explain_step, explanation_text
-from workflows.launch import plan_of
-from workflows.recipe import BadRequest, load_recipe
+from workflows.command.explain import explain_step, explanation_text
+from workflows.command.launch import plan_of
+from workflows.command.recipe import BadRequest, load_recipe
 
 
 def steps_of(store: Store, folder: Path, *overrides: str) -> tuple[Run, dict[str, PlannedStep]]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from cluster.flow import Handle
-from workflows.forecast import Forecast, in_words
+from workflows.command.forecast import Forecast, in_words
 
 
 @dataclass

@@ -26,7 +26,7 @@ def in_own_mounts(folder: Path, script: str) -> list[str]:
     if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
         pytest.skip("mounting is not allowed here")
     write_recipe(folder)
-    hedgerow = f'hedgerow() {{ {sys.executable} -m workflows.cli "$@" 2>&1; }}'
+    hedgerow = f'hedgerow() {{ {sys.executable} -m workflows.command.cli "$@" 2>&1; }}'
     said = subprocess.run(
         ["unshare", "-m", "sh", "-c", f"{mount}\n{hedgerow}\n{script}"],
         capture_output=True,

@@ -18,7 +18,7 @@ import yaml
 from cluster.plan import make_plan
 from cluster.store import Store
 from tasks.component import Component
-from workflows.recipe import SHIPPED, workflow_from_record
+from workflows.command.recipe import SHIPPED, workflow_from_record
 
 KEYS: dict[str, dict[str, str]] = {
     "quickstart": {

@@ -13,7 +13,7 @@ from cluster.ledger import Ledger, folder_of
 from cluster.runs import EventLog, Run, named_steps, write_plan
 from cluster.store import Store
 from tests.workflows.conftest import record_run, write_recipe
-from workflows.inspect import (
+from workflows.command.inspect import (
     LISTED,
     chosen_runs,
     plan_records,
@@ -24,8 +24,8 @@ from workflows.inspect import (
     runs_records,
     runs_table,
 )
-from workflows.launch import plan_of, run_id_of
-from workflows.recipe import BadRequest, Recipe, load_recipe
+from workflows.command.launch import plan_of, run_id_of
+from workflows.command.recipe import BadRequest, Recipe, load_recipe
 
 
 def shown(renderable: Any) -> str:

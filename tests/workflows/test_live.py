@@ -15,10 +15,10 @@ from cluster.plan import Plan
 from cluster.runs import all_runs, finished_steps
 from cluster.store import Store
 from tests.workflows.conftest import write_recipe
-from workflows import live
-from workflows.launch import plan_of
-from workflows.live import LiveView
-from workflows.recipe import load_recipe
+from workflows.command import live
+from workflows.command.launch import plan_of
+from workflows.command.live import LiveView
+from workflows.command.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")

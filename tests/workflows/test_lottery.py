@@ -17,7 +17,7 @@ from safetensors.torch import load
 from cluster.runs import Finished, finished_steps
 from cluster.store import Store
 from tests.workflows.conftest import drive, write_recipe
-from workflows.recipe import load_recipe
+from workflows.command.recipe import load_recipe
 
 MNIST = os.environ.get("HEDGEROW_DATA")  # now, because the fixtures of this folder take it out of the environment
 HIDDEN, OUTPUT = 784 * 300 + 300 * 100, 100 * 10

@@ -9,8 +9,8 @@ import yaml
 
 from tasks.component import Component, members
 from workflows import Workflow
-from workflows.methods import families, methods_records, methods_table, recipe_schema
-from workflows.recipe import SHIPPED, BadRequest, shipped_recipes
+from workflows.command.methods import families, methods_records, methods_table, recipe_schema
+from workflows.command.recipe import SHIPPED, BadRequest, shipped_recipes
 
 jsonschema = pytest.importorskip("jsonschema")
 

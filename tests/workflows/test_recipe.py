@@ -11,8 +11,8 @@ from pydantic import TypeAdapter
 
 from tests.workflows.conftest import SMALL, write_recipe
 from workflows import Workflow
+from workflows.command.recipe import SHIPPED, BadRequest, load_recipe, shipped_recipes, workflow_from_record
 from workflows.imp import IMP
-from workflows.recipe import SHIPPED, BadRequest, load_recipe, shipped_recipes, workflow_from_record
 
 
 def imp(path: Path, *overrides: str) -> IMP:

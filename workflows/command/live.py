@@ -20,7 +20,7 @@ from cluster.follower import scalars
 from cluster.ledger import Ledger, Published
 from cluster.plan import Plan
 from cluster.store import Store, StoreError
-from workflows.forecast import Forecast, in_words
+from workflows.command.forecast import Forecast, in_words
 
 SHOWN = 12
 """Running steps that fit on a screen."""

@@ -16,7 +16,7 @@ from rich.text import Text
 import tasks
 from tasks.component import Component, is_member, json_schema, kind_of, members
 from workflows import Workflow
-from workflows.recipe import BadRequest
+from workflows.command.recipe import BadRequest
 
 
 def families() -> list[type[Component]]:

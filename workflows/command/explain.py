@@ -12,8 +12,8 @@ from cluster.flow import describe
 from cluster.ledger import Damaged, Lease, Ledger, Published, folder_of
 from cluster.runs import all_runs, events_of, named_steps
 from cluster.store import Store
-from workflows.inspect import progress_words, step_view
-from workflows.recipe import BadRequest
+from workflows.command.inspect import progress_words, step_view
+from workflows.command.recipe import BadRequest
 
 KEY = re.compile(r"[0-9a-f]{1,64}")
 MANIFEST = re.compile(r"steps/../([0-9a-f]{64})/manifest\.json")

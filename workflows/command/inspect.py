@@ -21,8 +21,8 @@ from cluster.runs import Finished, Run, all_runs, events_of, named_steps
 from cluster.store import Store
 from cluster.worker import Terms
 from workflows import Workflow
-from workflows.launch import run_id_of
-from workflows.recipe import BadRequest, Recipe, workflow_from_record
+from workflows.command.launch import run_id_of
+from workflows.command.recipe import BadRequest, Recipe, workflow_from_record
 from workflows.report import Report
 
 LISTED = 24

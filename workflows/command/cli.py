@@ -16,10 +16,10 @@ import typer
 from rich.console import Console, Group
 from rich.text import Text
 
-from workflows.recipe import BadRequest, Recipe
+from workflows.command.recipe import BadRequest, Recipe
 
 if TYPE_CHECKING:
-    from workflows.launch import Options
+    from workflows.command.launch import Options
 
 app = typer.Typer(
     help="Find networks that are sparse and robust.",
@@ -72,8 +72,8 @@ def run(
 ) -> None:
     """Run a recipe, or go on where it was left: finished steps are found, not computed again."""
     with _stoppable() as stop_if_asked:
-        from workflows.launch import Options
-        from workflows.recipe import load_recipe
+        from workflows.command.launch import Options
+        from workflows.command.recipe import load_recipe
 
         loaded = load_recipe(recipe, overrides or [])
         options = Options(store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify)
@@ -95,8 +95,8 @@ def resume(
 ) -> None:
     """Go on with a recorded run, wherever its recipe file went."""
     with _stoppable() as stop_if_asked:
-        from workflows.inspect import recorded_recipe
-        from workflows.launch import Options, open_store
+        from workflows.command.inspect import recorded_recipe
+        from workflows.command.launch import Options, open_store
 
         loaded = recorded_recipe(open_store(store), run_id)
         options = Options(store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify)
@@ -112,9 +112,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what is stored and what would run, without running anything."""
-    from workflows.inspect import plan_records, plan_table
-    from workflows.launch import open_store, plan_of
-    from workflows.recipe import load_recipe
+    from workflows.command.inspect import plan_records, plan_table
+    from workflows.command.launch import open_store, plan_of
+    from workflows.command.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     planned = plan_of(loaded, open_store(store), verify)
@@ -124,8 +124,8 @@ def plan(
 @app.command()
 def runs(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """List the runs of a store."""
-    from workflows.inspect import runs_records, runs_table
-    from workflows.launch import open_store
+    from workflows.command.inspect import runs_records, runs_table
+    from workflows.command.launch import open_store
 
     records = runs_records(open_store(store))
     _print_json(records) if as_json else _print_view(runs_table(records))
@@ -138,8 +138,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a run's results and the state of its steps; works while it runs, from another terminal too."""
-    from workflows.inspect import run_record, run_view
-    from workflows.launch import open_store
+    from workflows.command.inspect import run_record, run_view
+    from workflows.command.launch import open_store
 
     opened = open_store(store)
     _print_json(run_record(opened, run_id)) if as_json else _print_view(run_view(opened, run_id))
@@ -152,8 +152,8 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Say where a step's result comes from, or why it is not reused: what differs from the nearest stored step."""
-    from workflows.explain import explain_step, explanation_text
-    from workflows.launch import open_store
+    from workflows.command.explain import explain_step, explanation_text
+    from workflows.command.launch import open_store
 
     explanation = explain_step(open_store(store), key)
     _print_json(explanation) if as_json else out.print(explanation_text(explanation), markup=False, soft_wrap=True)
@@ -162,7 +162,7 @@ def explain(
 @app.command()
 def methods(as_json: AsJson = False) -> None:
     """List every method with its source."""
-    from workflows.methods import methods_records, methods_table
+    from workflows.command.methods import methods_records, methods_table
 
     _print_json(methods_records()) if as_json else out.print(methods_table())
 
@@ -172,7 +172,7 @@ def schema(
     workflow: Annotated[str, typer.Argument(help="A workflow's kind.")] = "imp", as_json: AsJson = False
 ) -> None:
     """Print the JSON schema of a workflow's recipes, for editors."""
-    from workflows.methods import recipe_schema
+    from workflows.command.methods import recipe_schema
 
     _print_json(recipe_schema(workflow))
 
@@ -180,7 +180,7 @@ def schema(
 @app.command()
 def doctor(store: StoreUrl = DEFAULT_STORE, address: Address = "local", as_json: AsJson = False) -> None:
     """Check this machine, the store and the cluster, and name what is wrong."""
-    from workflows.doctor import check_all, checks_table
+    from workflows.command.doctor import check_all, checks_table
 
     checks = check_all(store, address)
     _print_json([check.record() for check in checks]) if as_json else out.print(checks_table(checks))
@@ -199,7 +199,7 @@ def gc(
 ) -> None:
     """Remove what no run names, and what unfinished attempts left behind."""
     from cluster.collect import collect
-    from workflows.launch import open_store
+    from workflows.command.launch import open_store
 
     try:
         collected = collect(open_store(store), forget or [], remove=yes)
@@ -219,8 +219,8 @@ def sync(
 ) -> None:
     """Push runs that were tracked offline to W&B."""
     from cluster.tracking import sync as push
-    from workflows.inspect import chosen_runs
-    from workflows.launch import open_store
+    from workflows.command.inspect import chosen_runs
+    from workflows.command.launch import open_store
 
     opened = open_store(store)
     for found in chosen_runs(opened, run_id):
@@ -275,7 +275,7 @@ def _stoppable() -> Iterator[Callable[[], None]]:
 
 
 def _launch(recipe: Recipe, options: Options, as_json: bool, stop_if_asked: Callable[[], None]) -> None:
-    from workflows.launch import launch
+    from workflows.command.launch import launch
 
     ended = launch(recipe, options, err if as_json else out, stop_if_asked)
     if as_json:

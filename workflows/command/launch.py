@@ -27,8 +27,8 @@ from cluster.step import key_of
 from cluster.store import Store, StoreError
 from cluster.tracking import Tracker, choose_mode
 from cluster.worker import Terms
-from workflows.live import LiveView
-from workflows.recipe import BadRequest, Recipe
+from workflows.command.live import LiveView
+from workflows.command.recipe import BadRequest, Recipe
 from workflows.report import Report
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -72,8 +72,8 @@ def open_store(url: str, to_run: bool = False) -> Store:
             makes room, can do so on a full disk too.
 
     Raises:
-        BadRequest: it is no store, or none that may be written.
-        StoreError: it does not answer, is full, or refuses what is written.
+        BadRequest: it is no store, none that may be written, or a server that does not answer.
+        StoreError: its disk is full.
     """
     try:
         store = Store.open(url)
@@ -88,7 +88,8 @@ def open_store(url: str, to_run: bool = False) -> Store:
             raise StoreError("what was written cannot be read back")
         store.delete([probe])
     except StoreError as error:
-        raise StoreError(f"--store {url}: {error}") from None
+        kind = BadRequest if "://" in store.url else StoreError
+        raise kind(f"--store {url}: {error}") from None
     return store
 
 

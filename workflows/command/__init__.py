@@ -1,0 +1,1 @@
+"""The command line: `hedgerow` and what its commands do."""
