@@ -31,7 +31,7 @@ class ClusterUnreachable(RuntimeError):
 def session(address: str = "local", cpus: int | None = None, gpus: float | None = None) -> Iterator[Any]:
     """Connects to Ray for the time of a `with` block and gives the `ray` module.
 
-    A local session has a token of its own, kept in this process's environment: Ray would otherwise write one that
+    Local sessions have a token of their own, kept in this process's environment: Ray would otherwise write one that
     others can read to the home folder and use it for later clusters too.
 
     Args:
@@ -50,7 +50,7 @@ def session(address: str = "local", cpus: int | None = None, gpus: float | None 
         os.environ.setdefault(name, value)
     if address == "local":
         os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once a process
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # else a line a second while a token is refused

@@ -48,6 +48,8 @@ class IMP(Workflow):
     """What each ticket is compared with: other initial weights, or its mask shuffled within layers."""
     control_every: int = Field(default=1, ge=1)
     """Controls are trained at every so many levels, counted back from the last."""
+    weights: Literal["last", "best"] = "last"
+    """Which network of each training is measured: the last, or the best by validation."""
     attacks: tuple[Attack, ...] = ()
     """What robust accuracy is measured with."""
     epsilons: tuple[float, ...] = ()
@@ -107,6 +109,7 @@ class IMP(Workflow):
             data=self.train.data,
             architecture=self.train.architecture,
             split="test",
+            weights=self.weights,
             attacks=self.attacks,
             epsilons=self.epsilons,
             examples=self.examples,

@@ -207,11 +207,12 @@ def test_a_worker_that_does_not_leave_is_ended_and_the_session_stays_usable(
     assert driver(disk, ray).run(lambda flow: flow.step(Add(1, str(trace))).published()).metrics == {"sum": 1}
 
 
-def test_a_session_leaves_the_handling_of_signals_as_it_was() -> None:
+def test_sessions_may_follow_each_other_and_leave_the_handling_of_signals_as_it_was() -> None:
     program = (
         "import signal\nfrom cluster.session import session\n"
         "def mine(number, frame): ...\n"
         "signal.signal(signal.SIGTERM, mine)\n"
+        "with session('local', cpus=1): pass\n"
         "with session('local', cpus=1):\n    print(signal.getsignal(signal.SIGTERM) is mine)\n"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

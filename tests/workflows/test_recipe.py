@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,11 @@ def test_a_record_can_be_read_where_its_data_are_not(tmp_path: Path) -> None:
     assert isinstance(workflow_from_record(record, check=False), IMP)
     with pytest.raises(BadRequest, match=r"run small: .*lacks"):
         workflow_from_record(record)
+
+
+def test_the_recipe_in_the_readme_is_one(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "readme.yaml").write_text(recipe)
+    workflow = load_recipe(str(tmp_path / "readme.yaml")).workflow
+    assert type(workflow).__name__ == "IMP"
