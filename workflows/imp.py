@@ -18,6 +18,7 @@ from tasks.measuring.evaluate import Evaluate
 from tasks.models.prunable import output_layer, prunable
 from tasks.pruning.prune import Prune, survivors
 from tasks.pruning.shuffle import ShuffleMask
+from tasks.schedules.constant import Constant
 from tasks.seeds import seed_of
 from tasks.training.train import Train
 from workflows import Workflow
@@ -40,8 +41,13 @@ class IMP(Workflow):
     """Instead of `levels`: prune until at least this share of the prunable weights is gone."""
     rewind_step: int = Field(default=0, ge=0)
     """The training step whose weights every level restarts from; 0 are the initial weights."""
-    retraining: Literal["rewind", "learning-rate-rewind"] = "rewind"
-    """Restart from the rewind point, or keep the weights and restart the schedule (Renda et al. 2020)."""
+    retraining: Literal["rewind", "learning-rate-rewind", "fine-tune"] = "rewind"
+    """After pruning: restart from the rewind point, or keep the weights and restart the schedule, or keep them and go
+    on at a small learning rate (Renda et al. 2020)."""
+    fine_tune_epochs: int | None = Field(default=None, ge=1)
+    """Length of a fine-tuning."""
+    fine_tune_rate: float | None = Field(default=None, gt=0)
+    """Its constant learning rate."""
     replicates: int = Field(default=1, ge=1)
     """Independent chains: other initial weights, other data orders."""
     controls: tuple[Control, ...] = ("reinit", "shuffled")
@@ -61,6 +67,13 @@ class IMP(Workflow):
     def _has_one_length(self) -> Self:
         if (self.levels is None) == (self.sparsity is None):
             raise ValueError("give either levels or sparsity")
+        return self
+
+    @model_validator(mode="after")
+    def _says_how_to_fine_tune(self) -> Self:
+        fine_tunes = self.retraining == "fine-tune"
+        if fine_tunes != (self.fine_tune_epochs is not None) or fine_tunes != (self.fine_tune_rate is not None):
+            raise ValueError("retraining: fine-tune, fine_tune_epochs and fine_tune_rate go together")
         return self
 
     def check(self) -> None:
@@ -122,6 +135,14 @@ class IMP(Workflow):
         seeds = {"seed": self.train.seed + replicate, "init_seed": self.train.init_seed + replicate}
         return self.train.model_copy(update=seeds)
 
+    def retrained(self, train: Train) -> Train:
+        """The training of the levels that keep their weights."""
+        update: dict[str, Any] = {"schedule_from": "zero"}
+        if self.retraining == "fine-tune":
+            optimizer = train.optimizer.model_copy(update={"learning_rate": self.fine_tune_rate})
+            update |= {"epochs": self.fine_tune_epochs, "schedule": Constant(), "optimizer": optimizer}
+        return train.model_copy(update=update)
+
     async def run(self, flow: Flow) -> None:
         """The chains, side by side."""
         await flow.together(*(self.chain(flow.at(replicate=index), index) for index in range(self.replicates)))
@@ -138,8 +159,8 @@ class IMP(Workflow):
             measured.append(here.step(self.measurement(), trained=trained))
             if mask is not None and (depth - level) % self.control_every == 0:
                 measured += self.measured_controls(here, train, start, mask, replicate)
-            if self.retraining == "learning-rate-rewind":
-                start, train = trained, train.model_copy(update={"schedule_from": "zero"})
+            if self.retraining != "rewind":
+                start, train = trained, self.retrained(train)
             if level < depth:
                 mask = here.step(self.prune, trained=trained, mask=mask)
         await flow.together(*measured)
@@ -151,7 +172,7 @@ class IMP(Workflow):
         for control in self.controls:
             here = flow.at(control=control)
             if control == "reinit":
-                trained = here.step(_reinitialised(train), mask=mask)
+                trained = here.step(_reinitialised(self.seeded(replicate)), mask=mask)
             else:
                 shuffled = here.step(ShuffleMask(seed=seed_of(replicate, "shuffle") % 2**31), mask=mask)
                 trained = here.step(train, start=start, mask=shuffled)
