@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import nn
-from torchvision.models import mobilenet_v2
 
 from tasks.data import Signature
 from tasks.models import Architecture
@@ -26,6 +25,8 @@ class MobileNetV2(Architecture):
             ValueError: the images are smaller than the network's strides multiply to: 8, or 32 without `small_images`.
         """
         require_size("mobilenet-v2", data, 8 if self.small_images else 32)
+        from torchvision.models import mobilenet_v2  # takes a second, which only those who build one need to spend
+
         stride = 1 if self.small_images else 2
         stages = [  # expansion, channels, blocks, stride
             [1, 16, 1, 1],

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import nn
-from torchvision.models import resnet18, resnet34, resnet50
 
 from tasks.data import Signature
 from tasks.models import Architecture
@@ -17,7 +15,6 @@ class _ResNet(Architecture):
     """Torchvision's residual network without its pretrained weights (He et al. 2016, table 1)."""
 
     layers: ClassVar[int]
-    torchvision: ClassVar[Callable[..., Any]]
     small_images: bool = True
     """A 3x3 stem without stride or pooling, as is usual for images of 32x32; else the 7x7 stem of ImageNet."""
 
@@ -28,7 +25,9 @@ class _ResNet(Architecture):
             ValueError: the images are smaller than the network's strides multiply to: 8, or 32 with the 7x7 stem.
         """
         require_size(f"resnet-{self.layers}", data, 8 if self.small_images else 32)
-        body = type(self).torchvision(weights=None, num_classes=data.classes)
+        from torchvision.models import get_model  # takes a second, which only those who build one need to spend
+
+        body = get_model(f"resnet{self.layers}", weights=None, num_classes=data.classes)
         if self.small_images:
             body.conv1 = nn.Conv2d(data.channels, 64, 3, padding=1, bias=False)
             body.maxpool = nn.Identity()
@@ -43,7 +42,6 @@ class ResNet18(_ResNet):
 
     kind: Literal["resnet-18"] = "resnet-18"
     layers: ClassVar[int] = 18
-    torchvision: ClassVar[Callable[..., Any]] = staticmethod(resnet18)
 
 
 class ResNet34(_ResNet):
@@ -51,7 +49,6 @@ class ResNet34(_ResNet):
 
     kind: Literal["resnet-34"] = "resnet-34"
     layers: ClassVar[int] = 34
-    torchvision: ClassVar[Callable[..., Any]] = staticmethod(resnet34)
 
 
 class ResNet50(_ResNet):
@@ -59,4 +56,3 @@ class ResNet50(_ResNet):
 
     kind: Literal["resnet-50"] = "resnet-50"
     layers: ClassVar[int] = 50
-    torchvision: ClassVar[Callable[..., Any]] = staticmethod(resnet50)
