@@ -30,9 +30,10 @@ class Damaged(RuntimeError):
         super().__init__(f"step {key[:12]}: {name} is damaged: {reason}")
         self.key = key
         self.name = name
+        self.reason = reason
 
     def __reduce__(self) -> Any:
-        return (type(self), (self.key, self.name, str(self).rsplit(": ", 1)[-1]))
+        return (type(self), (self.key, self.name, self.reason))
 
 
 @dataclass(frozen=True)

@@ -341,3 +341,13 @@ def test_a_step_that_no_node_can_run_is_told() -> None:
     assert launch._unplaced(plan, [{"CPU": 8.0}]) == []
     lines = launch._unplaced(plan, [{"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}])
     assert "waiting for a node with 8 CPUs and 0 GPUs, which `train` asks for: the cluster has none now" in lines
+
+
+def test_sync_tells_what_it_pushed_as_json_too(
+    hedgerow: Call, finished: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_id,) = finished.folders("runs")
+    monkeypatch.setattr("cluster.tracking.sync", lambda store, run, folder: {run: 7})
+    code, out, _ = hedgerow("sync", "--store", finished.url, "--json")
+    assert (code, json.loads(out)) == (0, {run_id: 7})
+    assert hedgerow("sync", "--store", finished.url) == (0, f"{run_id}: 7 steps pushed\n", "")

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console, Group
 from rich.text import Text
 
+from workflows.command.exit_codes import Exit
 from workflows.command.recipe import BadRequest, Recipe
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def doctor(store: StoreUrl = DEFAULT_STORE, address: Address = "local", as_json:
     checks = check_all(store, address)
     _print_json([check.record() for check in checks]) if as_json else out.print(checks_table(checks))
     if any(check.state == "wrong" for check in checks):
-        raise typer.Exit(3)
+        raise typer.Exit(Exit.INFRASTRUCTURE)
 
 
 @app.command()
@@ -216,6 +217,7 @@ def sync(
     run_id: Annotated[str, typer.Argument(metavar="[RUN]", help="A run's id; every run when not given.")] = "",
     store: StoreUrl = DEFAULT_STORE,
     out_folder: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
 ) -> None:
     """Push runs that were tracked offline to W&B."""
     from cluster.tracking import sync as push
@@ -223,9 +225,13 @@ def sync(
     from workflows.command.launch import open_store
 
     opened = open_store(store)
+    pushed: dict[str, int] = {}
     for found in chosen_runs(opened, run_id):
-        steps = push(opened, found.id, out_folder / found.id)[found.id]
-        out.print(f"{found.id}: {steps} steps pushed", markup=False)
+        pushed |= push(opened, found.id, out_folder / found.id)
+        if not as_json:
+            _print_line(out, f"{found.id}: {pushed[found.id]} steps pushed")
+    if as_json:
+        _print_json(pushed)
 
 
 def main() -> None:
@@ -239,7 +245,7 @@ def main() -> None:
     except (BadRequest, ClusterUnreachable, StoreError, TrackingFailed) as error:
         for line in str(error).splitlines():
             print(f"hedgerow: {line}", file=sys.stderr)  # noqa: T201 - plain text, whatever it holds
-        sys.exit(2 if isinstance(error, BadRequest) else 3)
+        sys.exit(Exit.WRONG if isinstance(error, BadRequest) else Exit.INFRASTRUCTURE)
 
 
 @contextmanager
@@ -268,7 +274,7 @@ def _stoppable() -> Iterator[Callable[[], None]]:
                 raise
             asked.append(signal.SIGTERM)
         _print_line(err, f"to go on: {shlex.join(['hedgerow', *sys.argv[1:]])}")
-        raise typer.Exit(75 if signal.SIGTERM in asked else 130) from None
+        raise typer.Exit(Exit.PREEMPTED if signal.SIGTERM in asked else Exit.INTERRUPTED) from None
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)

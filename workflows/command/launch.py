@@ -27,12 +27,12 @@ from cluster.step import key_of
 from cluster.store import Store, StoreError
 from cluster.tracking import Tracker, choose_mode
 from cluster.worker import Terms
+from workflows.command.exit_codes import Exit
 from workflows.command.live import LiveView
 from workflows.command.recipe import BadRequest, Recipe
 from workflows.report import Report
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
-DONE, FAILED, WRONG, INFRASTRUCTURE_FAILED, INCONCLUSIVE, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 4, 75, 130
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Options:
 class Ended:
     """How a run ended."""
 
-    code: int
+    code: Exit
     run: str
     problems: list[str]
     """A line for each failed step and for whatever else went wrong."""
@@ -143,7 +143,7 @@ def launch(
     }
     run = Run.open(store, run_id, record)
     write_plan(store, run_id, plan.records())
-    code, problems = DONE, list[str]()
+    code, problems = Exit.DONE, list[str]()
     if plan.to_run:
         with ExitStack() as stack:
             with console.status("starting Ray" if options.address == "local" else f"joining {options.address}"):
@@ -157,13 +157,13 @@ def launch(
     except (StoreError, OSError) as error:
         reason = f"--out {folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
         ended.problems.append(f"no report was written: {reason}; the results are in the store")
-        ended.code = INFRASTRUCTURE_FAILED if code in (DONE, FAILED) else code
+        ended.code = Exit.INFRASTRUCTURE if code in (Exit.DONE, Exit.FAILED) else code
     return ended
 
 
 def _run_on_ray(
     ray: Any, recipe: Recipe, plan: Plan, run: Run, store: Store, options: Options, tracking: str, console: Console
-) -> tuple[int, list[str]]:
+) -> tuple[Exit, list[str]]:
     driver = _Driver(recipe, store, RayExecutor(ray), options, run)
     tracker = Tracker.start(store.url, run.id, tracking, options.out / run.id)
     resources = ray.cluster_resources()
@@ -179,7 +179,7 @@ def _run_on_ray(
     return code, driver.problems
 
 
-def _run_with_signals(main: Coroutine[Any, Any, int]) -> int:
+def _run_with_signals(main: Coroutine[Any, Any, Exit]) -> Exit:
     """Like `asyncio.run`, for a coroutine that handles signals: the handlers that were there before come back."""
     before = {name: signal.getsignal(name) for name in STOPS}
     try:
@@ -204,7 +204,7 @@ class _Driver:
         self.say: Callable[[str], None] = lambda line: None
         self.problems: list[str] = []
 
-    async def drive(self) -> int:
+    async def drive(self) -> Exit:
         """Runs the workflow and says how it ended, as an exit code."""
         loop = asyncio.get_running_loop()
         for name in STOPS:
@@ -212,23 +212,24 @@ class _Driver:
         self._log.write("run", state="started", driver=self._engine.driver)
         try:
             await self._workflow.run(Flow(self._engine))
-            code = DONE
+            code = Exit.DONE
         except Stopped:
-            code = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED, None: FAILED}[self._signal]
+            code = {signal.SIGINT: Exit.INTERRUPTED, signal.SIGTERM: Exit.PREEMPTED, None: Exit.FAILED}[self._signal]
         except StepFailed as failure:
             code = _code_of(failure)
         except (StoreError, ClusterUnreachable) as error:
             self.problems.append(str(error))
-            code = INFRASTRUCTURE_FAILED
+            code = Exit.INFRASTRUCTURE
         if self._stopper is not None:
             await self._stopper
-        code = max([code, *map(_code_of, self._failures.values())]) if code in (FAILED, INFRASTRUCTURE_FAILED) else code
+        if code in (Exit.FAILED, Exit.INFRASTRUCTURE):  # the graver of what happened
+            code = max([code, *map(_code_of, self._failures.values())])
         self._log.write("run", state="ended", driver=self._engine.driver, code=code)
         try:
             self._log.close()
         except StoreError as error:
             self.problems.append(f"store: {error}")
-            return INFRASTRUCTURE_FAILED
+            return Exit.INFRASTRUCTURE
         return code
 
     def _stop(self, signal_number: signal.Signals | None = None) -> None:
@@ -252,8 +253,8 @@ class _Driver:
                 self._stop()
 
 
-def _code_of(failure: StepFailed) -> int:
-    return INFRASTRUCTURE_FAILED if failure.cause in INFRASTRUCTURE else FAILED
+def _code_of(failure: StepFailed) -> Exit:
+    return Exit.INFRASTRUCTURE if failure.cause in INFRASTRUCTURE else Exit.FAILED
 
 
 def _tracking_mode(asked: str | None) -> str:
