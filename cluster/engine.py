@@ -13,6 +13,7 @@ from cluster.executor import Executor
 from cluster.failures import Budget, StepFailed
 from cluster.flow import Handle
 from cluster.ledger import Damaged, Ledger, Published, is_free
+from cluster.step import Recorded
 from cluster.store import Store, StoreError
 from cluster.worker import Order, Outcome, Terms, stop_path
 
@@ -69,11 +70,21 @@ class Engine:
         if published is not None:
             self._tell("found", handle, published=published)
             return published
+        if isinstance(handle.task, Recorded):
+            raise self._failure(handle, _lost("it is gone from the store"))
         for upstream in handle.inputs.values():
             await upstream.published()
         published = await self._compute(handle)
         self._tell("published", handle, published=published)
         return published
+
+    async def look_up(self, prefix: str) -> Published:
+        """The published step whose key begins like this.
+
+        Raises:
+            ValueError: no published step or several begin so, or this is no key.
+        """
+        return await asyncio.to_thread(self._ledger.look_up, prefix)
 
     async def stop(self) -> None:
         """Asks running steps to save and leave, and ends those that do not."""
@@ -185,19 +196,24 @@ class Engine:
         if self._stopping.is_set():
             raise Stopped
         if not budget.spend(cause, progressed):
-            self._tell("failed", handle, cause=cause, message=outcome.message, log=outcome.log, attempt=attempt)
-            raise StepFailed(handle.key, str(handle), cause, outcome.message, outcome.log)
+            raise self._failure(handle, outcome, attempt)
         self._tell("retried", handle, cause=cause, message=outcome.message, attempt=attempt)
         if cause in ("store", "partition"):
             await asyncio.sleep(0.5)
         return lease.fence if held and lease is not None else 0
+
+    def _failure(self, handle: Handle, outcome: Outcome, attempt: str = "") -> StepFailed:
+        """Tells of the end of a step, and gives it as an error."""
+        cause: Any = outcome.cause
+        self._tell("failed", handle, cause=cause, message=outcome.message, log=outcome.log, attempt=attempt)
+        return StepFailed(handle.key, str(handle), cause, outcome.message, outcome.log)
 
     async def _mend(self, handle: Handle, damaged: Damaged) -> None:
         if damaged.key == handle.key:
             await self._set_aside(handle, damaged)
             return
         upstream = next(upstream for upstream in handle.inputs.values() if upstream.key == damaged.key)
-        if upstream.result.done():  # the first of several readers to notice does it; the others wait for it
+        if upstream.result.done() and not upstream.result.exception():  # the first reader to notice; the others wait
             upstream.result = asyncio.ensure_future(self._recompute(upstream, damaged))
         await upstream.published()
 
@@ -207,6 +223,8 @@ class Engine:
 
     async def _set_aside(self, handle: Handle, damaged: Damaged) -> None:
         aside = await asyncio.to_thread(self._ledger.set_aside, damaged)
+        if aside is not None and isinstance(handle.task, Recorded):
+            raise self._failure(handle, _lost(f"{damaged}, and set aside"))
         if aside is not None:
             self._tell("recomputed", handle, message=str(damaged), aside=aside)
 
@@ -219,6 +237,11 @@ class Engine:
             await self._set_aside(handle, damaged)
             return None
         return published
+
+
+def _lost(how: str) -> Outcome:
+    """The end of a step that is known by its key alone."""
+    return Outcome("failed", "store", f"{how}; its key does not say how to compute it: resume the run that made it")
 
 
 class _Pulse:

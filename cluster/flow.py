@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from cluster.failures import StepFailed
 from cluster.ledger import Published
-from cluster.step import Runnable, key_of
+from cluster.step import Recorded, Runnable, key_of
 
 
 @dataclass(eq=False)
@@ -43,6 +43,14 @@ class Engine(Protocol):
         """The published step, computed if need be."""
         ...
 
+    async def look_up(self, prefix: str) -> Published:
+        """The published step whose key begins like this.
+
+        Raises:
+            ValueError: no published step or several begin so, or this is no key.
+        """
+        ...
+
 
 class Flow:
     """A workflow's view of the engine, at a place such as `replicate 1, level 3`."""
@@ -67,10 +75,31 @@ class Flow:
             inputs: the steps that feed it; those given as None are left out.
         """
         given = {name: handle for name, handle in inputs.items() if handle is not None}
-        key = key_of(task.identity(), {name: handle.key for name, handle in given.items()})
+        return self._asked(task, given, key_of(task.identity(), {name: handle.key for name, handle in given.items()}))
+
+    async def stored(self, key_prefix: str) -> Handle:
+        """A finished step by its key alone, whoever computed it: to read, or to feed other steps.
+
+        It is there when this returns. If it turns out damaged, it cannot be computed anew: the manifest of a step says
+        what its task was, but is not that task.
+
+        Args:
+            key_prefix: the key, or an unambiguous beginning of at least 4 digits.
+
+        Raises:
+            ValueError: no finished step or several begin so, or this is no key.
+            StepFailed: its files were checked and are not those that were published.
+        """
+        published = await self._engine.look_up(key_prefix)
+        handle = self._asked(Recorded(published.manifest["task"]), {}, published.key)
+        await handle.published()
+        return handle
+
+    def _asked(self, task: Runnable, inputs: Mapping[str, Handle], key: str) -> Handle:
+        """The one handle of a step."""
         handle = self._handles.get(key)
         if handle is None:
-            handle = self._handles[key] = Handle(task, given, self._at, key)
+            handle = self._handles[key] = Handle(task, inputs, self._at, key)
             handle.result = asyncio.ensure_future(self._engine.obtain(handle))
             handle.result.add_done_callback(_mark_seen)
         return handle

@@ -19,6 +19,8 @@ QUIET_SECONDS = 60.0
 """Without a step under way after which a chain's W&B run is closed; it is opened again if more comes."""
 UNDER_WAY = ("asked", "waiting", "started", "retried", "recomputed")
 DONE = ("published", "found")
+ROWS = ("level", "shard", "corruption")
+"""Coordinates that tell the rows of one W&B run apart; any other begins a W&B run of its own."""
 
 
 class Follower:
@@ -148,18 +150,18 @@ class Follower:
 
 
 def chain_id_of(run_id: str, at: Mapping[str, Any]) -> str:
-    """The id of the W&B run for a place in a run, whatever the level: the same in every process and every resume."""
-    place = json.dumps(_without_level(at), sort_keys=True, separators=(",", ":"))
+    """The id of the W&B run for a place in a run: the same in every process and every resume."""
+    place = json.dumps(_of_chain(at), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(f"{run_id} {place}".encode()).hexdigest()[:16]
 
 
-def _without_level(at: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in at.items() if name != "level"}
+def _of_chain(at: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in at.items() if name not in ROWS}
 
 
 def chain_of(run: Run, at: Mapping[str, Any]) -> Chain:
     """The W&B run for a place in a run."""
-    name, recipe, place = run.record["name"], run.record.get("recipe", {}), _without_level(at)
+    name, recipe, place = run.record["name"], run.record.get("recipe", {}), _of_chain(at)
     return Chain(
         id=chain_id_of(run.id, at),
         name=describe(place) or name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from typing import Any
 
 from cluster.owner import Owner
 from cluster.store import Store, StoreError
+
+PREFIX = re.compile(r"[0-9a-f]{4,64}")
+"""A step's key, or so much of its beginning that it says something."""
 
 
 class Fenced(RuntimeError):
@@ -107,6 +111,28 @@ class Ledger:
         if digest != _digest(manifest) or manifest["key"] != key:
             raise Damaged(key, "manifest.json", "its digest does not match its content")
         return Published(key, manifest, self.store)
+
+    def look_up(self, prefix: str) -> Published:
+        """The published step whose key begins like this; a whole key is looked up without listing anything.
+
+        Raises:
+            ValueError: no published step or several begin so, its manifest is damaged, or this is no key.
+        """
+        if not PREFIX.fullmatch(prefix):
+            allowed = "a key is 64 hexadecimal digits, the first 4 or more will do"
+            raise ValueError(f"'{prefix}' is no step's key: {allowed}")
+        listed = [prefix] if len(prefix) == 64 else self.store.folders(f"steps/{prefix[:2]}")
+        try:
+            found = [step for key in listed if key.startswith(prefix) and (step := self.find(key)) is not None]
+        except Damaged as damaged:
+            raise ValueError(f"{damaged}; resume the run that made this step") from None
+        if len(found) > 1:
+            several = ", ".join(f"{step.key[:12]} ({step.manifest['task']['kind']})" for step in found[:5])
+            more = ", ..." if len(found) > 5 else ""
+            raise ValueError(f"{len(found)} finished steps begin with '{prefix}': {several}{more}; give more digits")
+        if not found:
+            raise ValueError(f"no finished step begins with '{prefix}'; `hedgerow show RUN --json` lists a run's keys")
+        return found[0]
 
     def current_lease(self, key: str) -> Lease | None:
         """The newest lease on a step, live or not.

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.flow import Flow, Handle
 from cluster.ledger import Damaged, Ledger, Published
+from cluster.step import Recorded
 from cluster.store import Store
 
 PATIENCE = 50
@@ -34,15 +35,7 @@ class Plan:
 
     def records(self) -> list[dict[str, Any]]:
         """The steps as JSON."""
-        return [
-            {
-                "key": step.handle.key,
-                "at": dict(step.handle.at),
-                "task": step.handle.task.identity(),
-                "inputs": {name: upstream.key for name, upstream in step.handle.inputs.items()},
-            }
-            for step in self.steps
-        ]
+        return [step.record() for step in self.steps]
 
 
 @dataclass
@@ -51,6 +44,14 @@ class PlannedStep:
 
     handle: Handle
     published: Published | None
+
+    def record(self) -> dict[str, Any]:
+        """As JSON; a stored step speaks for itself, since who asks for it by its key does not know what fed it."""
+        task = self.handle.task.identity()
+        inputs = {name: upstream.key for name, upstream in self.handle.inputs.items()}
+        if self.published is not None:
+            inputs = dict(self.published.manifest["inputs"])
+        return {"key": self.handle.key, "at": dict(self.handle.at), "task": task, "inputs": inputs}
 
 
 async def make_plan(store: Store, run: Callable[[Flow], Awaitable[Any]], verify: bool = False) -> Plan:
@@ -87,10 +88,15 @@ class _Looking:
             published = self._ledger.find(handle.key)
             if published is not None and self._verify:
                 published.verify()
-        except Damaged:  # the run will set it aside
-            published = None
+        except Damaged as damaged:
+            if isinstance(handle.task, Recorded):
+                raise ValueError(f"{damaged}; resume the run that made this step") from None
+            published = None  # the run will set it aside
         self.plan.steps.append(PlannedStep(handle, published))
         if published is None:
             await asyncio.Event().wait()
             raise AssertionError("nothing sets this event")
         return published
+
+    async def look_up(self, prefix: str) -> Published:
+        return self._ledger.look_up(prefix)

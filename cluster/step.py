@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 
@@ -33,6 +34,36 @@ class Runnable(Protocol):
     def run(self, context: Any, **inputs: Any) -> Any:
         """Computes; the result has `metrics` and `files`."""
         ...
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The task of a step that is known by its manifest: enough to name it, not to compute it again.
+
+    Args:
+        record: the task's identity, as its manifest keeps it.
+    """
+
+    record: Mapping[str, Any]
+    threads: int = 1
+    gpus: float = 0.0
+
+    @property
+    def kind(self) -> str:
+        """The task's name."""
+        return str(self.record["kind"])
+
+    def identity(self) -> dict[str, Any]:
+        """What it computed."""
+        return dict(self.record)
+
+    def run(self, context: Any, **inputs: Any) -> Any:
+        """Cannot happen: the engine asks for no attempt at such a step.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(f"the {self.kind} of a stored step cannot be computed again from its manifest")
 
 
 def key_of(identity: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

@@ -23,6 +23,17 @@ class Curve:
     name: str
     points: Sequence[tuple[float, float]]
     style: Mapping[str, Any] = field(default_factory=dict)
+    band: Sequence[tuple[float, float, float]] = ()
+    """For each x what the line may be off by: the lower and the upper end."""
+
+
+@dataclass
+class Section:
+    """A further table."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 @dataclass
@@ -38,19 +49,18 @@ class Report:
     curves: Sequence[Curve] = ()
     x_label: str = ""
     y_label: str = ""
+    sections: Sequence[Section] = ()
+    linear: bool = False
+    """Whether x rises linearly; it falls logarithmically otherwise, as densities do."""
 
     def view(self) -> Group:
         """For the terminal."""
-        return Group(Text(self.title, "bold"), self.table(), *map(Text, self.notes))
+        more = [part for section in self.sections for part in (Text(section.title, "bold"), _table(section))]
+        return Group(Text(self.title, "bold"), self.table(), *more, *map(Text, self.notes))
 
     def table(self) -> Table:
         """The rows alone."""
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for column in self.columns:
-            table.add_column(column.replace(" ", "\n", 1), justify="right", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*row)
-        return table
+        return _table(self)
 
     def write(self, folder: Path) -> list[Path]:
         """Writes `results.json`, `table.md` and, if there is anything to draw, `figure.png`.
@@ -68,10 +78,9 @@ class Report:
         return [folder / name for name in files]
 
     def _markdown(self) -> str:
-        lines = [self.columns, ["---:"] * len(self.columns), *self.rows]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        more = "".join(f"\n## {section.title}\n\n{_markdown(section)}\n" for section in self.sections)
         notes = "".join(f"\n{note}\n" for note in self.notes)
-        return f"# {self.title}\n\n{table}\n{notes}"
+        return f"# {self.title}\n\n{_markdown(self)}\n{more}{notes}"
 
     def _figure(self) -> bytes:
         from matplotlib.figure import Figure  # half a second, and most commands draw nothing
@@ -86,17 +95,35 @@ class Report:
             means = [mean(y for x, y in curve.points if x == at) for at in xs]
             (line,) = axes.plot(xs, means, label=curve.name, **curve.style)
             axes.plot(*zip(*curve.points, strict=True), ".", color=line.get_color(), alpha=0.5, markersize=4)
-        axes.set_xscale("log")
-        axes.invert_xaxis()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+            if curve.band:
+                ends, low, high = zip(*curve.band, strict=True)
+                axes.fill_between(ends, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        if not self.linear:
+            axes.set_xscale("log")
+            axes.invert_xaxis()
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.set(title=self.title, xlabel=self.x_label, ylabel=self.y_label)
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right center", fontsize="small", frameon=False)
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=150, metadata={"Software": None})
         return drawn.getvalue()
+
+
+def _table(shown: Report | Section) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in shown.columns:
+        table.add_column(column.replace(" ", "\n", 1), justify="right", no_wrap=True)
+    for row in shown.rows:
+        table.add_row(*row)
+    return table
+
+
+def _markdown(shown: Report | Section) -> str:
+    lines = [shown.columns, ["---:"] * len(shown.columns), *shown.rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _replace(path: Path, data: bytes) -> None:

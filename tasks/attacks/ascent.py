@@ -15,7 +15,9 @@ Gradient = Callable[[torch.Tensor], torch.Tensor]
 """From images that require a gradient to the gradient of what is to grow, in their shape."""
 
 
-def ascend(gradient_of: Gradient, start: torch.Tensor, within: Ball, step: float, steps: int) -> torch.Tensor:
+def ascend(
+    gradient_of: Gradient, start: torch.Tensor, within: Ball, step: float | torch.Tensor, steps: int
+) -> torch.Tensor:
     """Projected steepest ascent with a fixed step; returns the last iterate, detached.
 
     Nothing is tracked, dropped or read back from the device: this is the inner loop of training.
@@ -24,7 +26,7 @@ def ascend(gradient_of: Gradient, start: torch.Tensor, within: Ball, step: float
         gradient_of: what to climb. Gradients reach the images alone; those of the parameters stay as they are.
         start: (N, C, H, W), the first iterate; it is overwritten.
         within: the balls to stay in.
-        step: length of a step in input units and in the ball's norm.
+        step: length of a step in input units and in the ball's norm, a number or (N, 1, 1, 1).
         steps: number of steps.
     """
     images = start.detach()

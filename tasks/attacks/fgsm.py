@@ -10,6 +10,7 @@ from torch import nn
 from tasks.attacks import Attack
 from tasks.attacks.ascent import ascend, cross_entropy_gradient
 from tasks.attacks.ball import ball
+from tasks.attacks.draws import Draws
 
 
 class FGSM(Attack):
@@ -17,9 +18,9 @@ class FGSM(Attack):
 
     kind: Literal["fgsm"] = "fgsm"
 
-    def perturb(
-        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: float, generator: torch.Generator
+    def search(
+        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: torch.Tensor, draws: Draws
     ) -> torch.Tensor:
         """The images after the step; draws nothing."""
         within = ball(self.norm, images, epsilon)
-        return ascend(cross_entropy_gradient(model, labels), images.clone(), within, epsilon, steps=1)
+        return ascend(cross_entropy_gradient(model, labels), images.clone(), within, epsilon.view(-1, 1, 1, 1), steps=1)

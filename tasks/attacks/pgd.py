@@ -7,10 +7,12 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn import functional as F
 
 from tasks.attacks import Attack
 from tasks.attacks.ball import Ball, ball
+from tasks.attacks.draws import Draws
+from tasks.attacks.losses import climb, cross_entropy
+from tasks.attacks.strongest import Strongest
 
 
 class PGD(Attack):
@@ -19,6 +21,8 @@ class PGD(Attack):
     Every iterate is tested, the start and the last one included. An example that falls is dropped at once, and only
     those that still stand are started again.
     """
+
+    version = 2
 
     kind: Literal["pgd"] = "pgd"
     steps: int = Field(default=20, ge=1)
@@ -32,20 +36,21 @@ class PGD(Attack):
     """
     restarts: int = Field(default=1, ge=1)
     """Random starts in all."""
+    eot: int = Field(default=1, ge=1)
+    """Passes whose gradients are averaged at every step, for models that draw random numbers (Athalye et al. 2018)."""
 
-    def perturb(
-        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: float, generator: torch.Generator
+    def search(
+        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: torch.Tensor, draws: Draws
     ) -> torch.Tensor:
         """For each example the first iterate that fools the model, else the one of greatest loss."""
         within = ball(self.norm, images, epsilon)
-        step = epsilon * (self.relative_step or 4 / self.steps)
-        best = _Best(images)
-        for _ in range(self.restarts):
-            start = within.draw(generator)  # for all, so that no example's start depends on which others have fallen
+        best = Strongest(images)
+        for restart in range(self.restarts):
             rows = best.standing()
             if not len(rows):
                 break
-            self._climb(model, start[rows], labels[rows], within.at(rows), step, rows, best)
+            start = within.at(rows).random(draws.at(rows), "start", restart)
+            self._climb(model, start, labels[rows], within.at(rows), rows, best)
         return best.images
 
     def _climb(
@@ -54,40 +59,20 @@ class PGD(Attack):
         current: torch.Tensor,
         labels: torch.Tensor,
         within: Ball,
-        step: float,
         rows: torch.Tensor,
-        best: _Best,
+        best: Strongest,
     ) -> None:
         """One restart over the examples `rows`, noting in `best` what it finds."""
-        for done in range(self.steps + 1):
-            climbing = done < self.steps
-            with torch.set_grad_enabled(climbing):
-                logits = model(current.requires_grad_(climbing))
-                losses = F.cross_entropy(logits, labels, reduction="none")
-            fooled = logits.argmax(dim=1) != labels
-            best.note(rows, current.detach(), losses.detach(), fooled)
-            if not climbing or fooled.all():
+        share = self.relative_step or 4 / self.steps
+        for _ in range(self.steps):
+            logits, losses, gradient = climb(model, current, lambda found: cross_entropy(found, labels), self.eot)  # noqa: B023
+            fooled = best.note(rows, current, losses, logits.argmax(dim=1) != labels)
+            if fooled.all():
                 return
-            within.step_(current, torch.autograd.grad(losses.sum(), current)[0], step)
+            within.step_(current, gradient, share * within.epsilon)
             if fooled.any():
                 kept = (~fooled).nonzero().squeeze(1)
-                current, labels, rows, within = current.detach()[kept], labels[kept], rows[kept], within.at(kept)
-
-
-class _Best:
-    """The strongest attempt so far for each example of a batch."""
-
-    def __init__(self, images: torch.Tensor) -> None:
-        self.images = images.clone()
-        self.losses = torch.full((len(images),), -torch.inf, device=images.device)
-        self.broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-
-    def standing(self) -> torch.Tensor:
-        return (~self.broken).nonzero().squeeze(1)
-
-    def note(self, rows: torch.Tensor, images: torch.Tensor, losses: torch.Tensor, fooled: torch.Tensor) -> None:
-        better = (fooled | (losses > self.losses[rows])).nonzero().squeeze(1)
-        improved = rows[better]
-        self.images[improved] = images[better]
-        self.losses[improved] = losses[better]
-        self.broken[rows] = fooled
+                current, labels, rows, within = current[kept], labels[kept], rows[kept], within.at(kept)
+        with torch.no_grad():
+            logits = model(current)
+        best.note(rows, current, cross_entropy(logits, labels), logits.argmax(dim=1) != labels)

@@ -6,39 +6,37 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from safetensors.torch import save
-from torch import nn
 
 from tasks.attacks import Attack
-from tasks.component import kind_of
+from tasks.attacks.transfer import Transfer
 from tasks.data import Dataset, Examples
-from tasks.data.splits import stratified
 from tasks.device import device_of, settle
-from tasks.measuring.masking import blind_spots, failures
-from tasks.measuring.predictions import Predictions, predict
-from tasks.measuring.robustness import Cascade
+from tasks.measuring.masking import probe, warnings
+from tasks.measuring.outcomes import FILE, Outcomes, Threat
+from tasks.measuring.predictions import predict
+from tasks.measuring.robustness import Cascade, Siege, seeded_model
+from tasks.measuring.subject import choose_examples, load_model
 from tasks.models import Architecture
-from tasks.models.weights import restore
 from tasks.task import Context, Result, Stored, Task
-
-FILES = {"last": "weights.safetensors", "best": "best.safetensors"}
 
 
 class Evaluate(Task):
     """Clean and robust accuracy, loss and calibration of a trained network, with the outcome of every example.
 
-    Robust accuracy starts from the examples that are right without attack. Epsilons rise over what still stands, and at
-    each the attacks try in their order; an adversarial image counts once it is checked to lie in the ball and in [0, 1]
-    and to be misclassified in float32.
+    Robust accuracy starts from the examples that are right without attack. Each attack meets what the ones before it
+    left (`tasks.measuring.robustness` says at which epsilons); an adversarial image counts once it is checked to lie in
+    the ball and in [0, 1] and to be misclassified in float32. What happens to an example depends on the network, the
+    attacks, the epsilons and the seed, and not on which other examples are measured with it.
 
-    Input `trained` is a finished training. Metrics are `clean` (accuracy, loss, nll, ece, confidence), `robust` (for
-    each epsilon its accuracy and the examples that each attack broke), `warnings`, the numbers of `examples` and of
-    `correct` ones, and `cost`: images that went through the model, counted at every step.
-
-    The file `outcomes.safetensors` holds for each example its `indices` in the split, `labels`, `predictions`,
-    `correct`, `confidences`, `losses`, `broken_at` (smallest epsilon that broke it, infinite if none did, 0 if
-    misclassified as it is) and `broken_by` (position in `attacks`, or -1).
+    Inputs are `trained`, a finished training, and one for each of `surrogates`, by its name. Metrics are `clean`
+    (accuracy, loss, nll, ece, confidence), `robust` (for each epsilon its accuracy, a 95 % interval and the examples
+    that each attack broke there), `warnings`, `probes` and `rejected` (what the warnings rest on), the numbers of
+    `examples` and of `correct` ones, `cost` (images that went through the network, counted at every step) and `costs`
+    (what it consists of). The file `outcomes.safetensors` holds the outcome of each example:
+    `tasks.measuring.outcomes`.
     """
+
+    version = 2
 
     kind: Literal["evaluate"] = "evaluate"
     data: Dataset
@@ -50,13 +48,23 @@ class Evaluate(Task):
     weights: Literal["last", "best"] = "last"
     """Those after the last step, or those of the best validation."""
     attacks: tuple[Attack, ...] = ()
-    """Tried in this order at each epsilon; the cheap ones first save time."""
+    """Tried in this order; the cheap ones first save time."""
     epsilons: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Radii in input units, rising."""
     examples: int | None = Field(default=None, ge=1)
     """How many examples of the split, drawn evenly over its classes; all unless given."""
+    first: int = Field(default=0, ge=0)
+    """The first of these that is measured here."""
+    count: int | None = Field(default=None, ge=1)
+    """How many from there on are measured here; all unless given."""
     seed: int = 0
     """Of the drawn examples and of the attacks' noise."""
+    votes: int = Field(default=1, ge=1)
+    """Forward passes whose mean probabilities decide, for networks that draw random numbers."""
+    surrogates: dict[str, Architecture] = Field(default_factory=dict)
+    """Other networks, whose images `transfer` attacks try on this one."""
+    batch: int = Field(default=128, ge=8)
+    """Examples that go through the network together; changes no outcome on a CPU."""
 
     @model_validator(mode="after")
     def _attacks_fit_epsilons(self) -> Self:
@@ -74,91 +82,118 @@ class Evaluate(Task):
             raise ValueError(f"epsilon is {self.epsilons[-1]}, but images lie in [0, 1]: at most 1 in norm linf")
         return self
 
+    @model_validator(mode="after")
+    def _surrogates_are_given(self) -> Self:
+        for attack in self.parts():
+            if isinstance(attack, Transfer) and attack.source not in self.surrogates:
+                known = ", ".join(self.surrogates) or "none"
+                raise ValueError(
+                    f"attack `transfer` from '{attack.source}': no surrogate has this name; given: {known}"
+                )
+        return self
+
+    def parts(self) -> tuple[Attack, ...]:
+        """The attacks one by one, those that consist of several taken apart."""
+        return tuple(part for attack in self.attacks for part in attack.parts())
+
     def run(self, context: Context, **inputs: Stored) -> Result:
         """Measures the network of the input `trained`.
 
         Raises:
-            ValueError: the weights do not fit the architecture, or the split has too few examples.
+            ValueError: the weights do not fit the architecture, the split has too few examples, or a label is none of
+                the network's classes.
         """
         settle(self.threads)
         device = device_of(self.gpus)
-        model = self._model(inputs["trained"], device)
-        indices, examples = self._examples()
-        predictions = predict(model, examples, device)
+        model = load_model(self.architecture, self.data, inputs["trained"], self.weights, device)
+        indices, examples = self._stretch()
+        with seeded_model(device, self.seed, "model", int(indices[0])):
+            predictions = predict(model, examples, device, self.votes)
+        attacks = self._bound(inputs, device)
+        siege = Siege(
+            model=model,
+            examples=examples,
+            indices=indices,
+            attacks=attacks,
+            names=names_of(attacks),
+            epsilons=self.epsilons,
+            seed=self.seed,
+            device=device,
+            batch=self.batch,
+            votes=self.votes,
+        )
+        clean = model.take()
+        probes = probe(siege, predictions.correct) if attacks else {}
+        probing = model.take()
+        cascade = self._besieged(context, siege, predictions.correct)
+        outcomes = Outcomes(
+            threat=Threat(attacks[0].norm if attacks else "linf", self.epsilons, tuple(siege.names)),
+            indices=indices,
+            labels=examples.labels.clone(),
+            predictions=predictions.classes,
+            confidences=predictions.confidences,
+            losses=predictions.losses,
+            broken_at=torch.tensor([0.0, *self.epsilons, torch.inf])[cascade.level + 1],
+            broken_by=cascade.by,
+            distances=cascade.distance,
+        )
+        rejected = cascade.rejected.tolist()
+        classes = self.data.signature().classes
+        costs = {"clean": clean, "probes": probing, **dict(zip(siege.names, cascade.cost.tolist(), strict=True))}
+        metrics: dict[str, Any] = {
+            **outcomes.summary(),
+            "warnings": [
+                *(line for attack in attacks for line in attack.fallbacks(classes)),
+                *warnings(outcomes, attacks, self.votes, probes, rejected),
+            ],
+            "probes": probes,
+            "rejected": rejected,
+            "cost": sum(costs.values()),
+            "costs": costs,
+        }
+        return Result(metrics, {FILE: outcomes.to_bytes()})
+
+    def _besieged(self, context: Context, siege: Siege, correct: torch.Tensor) -> Cascade:
         saved = context.saved()
         cascade = (
-            Cascade.begin(predictions.correct, len(self.epsilons), len(self.attacks))
+            Cascade.begin(correct, len(self.epsilons), len(siege.attacks))
             if saved is None
             else Cascade.from_bytes(saved)
         )
+        total = len(siege.examples)
 
         def after_block(share: float) -> None:
-            context.progress(int(share * len(examples)), len(examples))
+            context.progress(int(share * total), total)
             if context.should_save():
                 context.save(cascade.to_bytes())
 
-        cascade.run(model, examples, self.attacks, self.epsilons, self.seed, device, after_block)
-        context.progress(len(examples), len(examples))
-        warnings: list[str] = []
-        if self.attacks:
-            warnings += blind_spots(model, examples, predictions.correct, device)
-            warnings += failures(cascade, self.attacks, self._names(), self.epsilons, examples.labels)
-        metrics = {
-            "examples": len(examples),
-            "correct": int(predictions.correct.sum()),
-            "clean": predictions.summary(),
-            "robust": self._robust(cascade),
-            "warnings": warnings,
-            "cost": len(examples) + cascade.cost,
+        cascade.run(siege, after_block)
+        context.progress(total, total)
+        return cascade
+
+    def _bound(self, inputs: dict[str, Stored], device: torch.device) -> tuple[Attack, ...]:
+        """The attacks, those that transfer with the network that they come from."""
+        surrogates = {
+            name: load_model(architecture, self.data, inputs[name], self.weights, device)
+            for name, architecture in self.surrogates.items()
         }
-        return Result(metrics, {"outcomes.safetensors": self._outcomes(cascade, examples, indices, predictions)})
+        return tuple(part.crafted_on(surrogates) if isinstance(part, Transfer) else part for part in self.parts())
 
-    def _model(self, trained: Stored, device: torch.device) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):  # building draws initial weights, which are overwritten at once
-            model = self.architecture.build(self.data.signature())
-        restore(model, trained.read(FILES[self.weights]))
-        return model.to(device).eval().requires_grad_(False)
-
-    def _examples(self) -> tuple[torch.Tensor, Examples]:
-        everything = self.data.load(self.split)
-        if not len(everything):
-            raise ValueError(f"the {self.split} split is empty: there is nothing to measure on")
-        if self.examples is None:
-            return torch.arange(len(everything)), everything
-        if self.examples > len(everything):
-            raise ValueError(f"examples is {self.examples}, but the {self.split} split holds {len(everything)}")
-        indices = torch.from_numpy(stratified(everything.labels.numpy(), self.examples, self.seed, "examples"))
-        return indices, Examples(everything.images[indices], everything.labels[indices])
-
-    def _robust(self, cascade: Cascade) -> list[dict[str, Any]]:
-        names = self._names()
-        return [
-            {
-                "epsilon": epsilon,
-                "accuracy": cascade.standing(level) / len(cascade.broken_level),
-                "broken_by": {name: cascade.broken_by(level, turn) for turn, name in enumerate(names)},
-            }
-            for level, epsilon in enumerate(self.epsilons)
-        ]
-
-    def _names(self) -> list[str]:
-        kinds = [kind_of(type(attack)) for attack in self.attacks]
-        return [
-            f"{kind}-{kinds[: turn + 1].count(kind)}" if kinds.count(kind) > 1 else kind
-            for turn, kind in enumerate(kinds)
-        ]
-
-    def _outcomes(self, cascade: Cascade, examples: Examples, indices: torch.Tensor, predictions: Predictions) -> bytes:
-        radii = torch.tensor([0.0, *self.epsilons, torch.inf])
-        return save(
-            {
-                "indices": indices,
-                "labels": examples.labels.clone(),
-                "predictions": predictions.classes,
-                "correct": predictions.correct,
-                "confidences": predictions.confidences,
-                "losses": predictions.losses,
-                "broken_at": radii[cascade.broken_level + 1],
-                "broken_by": cascade.broken_turn,
-            }
+    def _stretch(self) -> tuple[torch.Tensor, Examples]:
+        """The chosen examples between `first` and `first + count`."""
+        indices, examples = choose_examples(self.data, self.split, self.examples, self.seed)
+        if self.first >= len(examples):
+            raise ValueError(f"first is {self.first}, but there are {len(examples)} examples")
+        last = len(examples) if self.count is None else self.first + self.count
+        return indices[self.first : last], Examples(
+            examples.images[self.first : last], examples.labels[self.first : last]
         )
+
+
+def names_of(attacks: tuple[Attack, ...]) -> list[str]:
+    """A name for each attack: its label, numbered where several share one."""
+    labels = [attack.label() for attack in attacks]
+    return [
+        f"{label}-{labels[: turn + 1].count(label)}" if labels.count(label) > 1 else label
+        for turn, label in enumerate(labels)
+    ]

@@ -2,57 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
 
 from tasks.attacks import Attack
 from tasks.attacks.ascent import cross_entropy_gradient
+from tasks.attacks.draws import Draws
 from tasks.attacks.fgsm import FGSM
-from tasks.data import Examples
-from tasks.measuring.predictions import BLOCK, images_at
-from tasks.measuring.robustness import Cascade
+from tasks.attacks.pgd import PGD
+from tasks.measuring.outcomes import Outcomes
+from tasks.measuring.predictions import images_at
+from tasks.measuring.robustness import Siege, decided, seeded_model
+from tasks.seeds import seed_of
 
-ANY_IMAGE = 0.5
+PROBED = 128
+"""Correct examples that the probes look at."""
+HUGE = 0.5
 """L-inf radius from which every image in [0, 1] can be made the same grey one."""
 
 
-def blind_spots(model: nn.Module, examples: Examples, correct: torch.Tensor, device: torch.device) -> Iterator[str]:
-    """A warning if the loss has no gradient at more than a twentieth of some correct examples.
+def probe(siege: Siege, correct: torch.Tensor) -> dict[str, int]:
+    """Looks for the usual causes of masked gradients on the first correct examples (Athalye et al. 2018, section 3).
 
-    No ascent can start there: Athalye et al. 2018, section 3, call it shattered or vanishing gradients.
+    Returns:
+        how many were `probed`; of those, how many have a gradient that is `zero`; have one that is zero at most pixels,
+        but not at the same pixels of a greyer image (`saturated`); get other logits when asked again (`random`); fall
+        to one step but not to twenty at the middle epsilon (`single`); stand under twenty steps at radius 0.5 in norm
+        linf (`grey`); and how many are of the `commonest` class.
     """
-    probed = correct.nonzero().squeeze(1)[:BLOCK]
-    if not len(probed):
-        return
-    images, labels = images_at(examples, probed, device), examples.labels[probed].to(device)
-    gradient = cross_entropy_gradient(model, labels)(images.requires_grad_())
-    zero = int((gradient == 0).flatten(1).all(dim=1).sum())
-    if zero > len(probed) / 20:
-        yield f"the gradient is zero at {zero} of {len(probed)} images: gradient attacks cannot see this network"
+    rows = correct.nonzero().squeeze(1)[:PROBED]
+    counts = dict.fromkeys(("probed", "zero", "saturated", "random", "single", "grey", "commonest"), 0)
+    if not len(rows):
+        return counts
+    model, device = siege.model, siege.device
+    images, labels = images_at(siege.examples, rows, device), siege.examples.labels[rows].to(device)
+    draws = Draws(seed_of(siege.seed, "probe"), siege.indices[rows].to(device))
+    norm, middle = siege.attacks[0].norm, siege.epsilons[len(siege.epsilons) // 2]
+
+    def standing(attack: Attack, epsilon: float) -> torch.Tensor:
+        return decided(model, attack.perturb(model, images, labels, epsilon, draws), siege.votes) == labels
+
+    with seeded_model(device, siege.seed, "probe", int(siege.indices[rows[0]])):
+        gradient_of = cross_entropy_gradient(model, labels)
+        flat = (gradient_of(images.clone().requires_grad_()) == 0).flatten(1)
+        flat_when_grey = (gradient_of((0.25 + 0.5 * images).requires_grad_()) == 0).flatten(1)
+        counts["probed"] = len(rows)
+        counts["zero"] = int(flat.all(dim=1).sum())
+        counts["saturated"] = int(((flat & ~flat_when_grey).double().mean(dim=1) > 0.5).sum())
+        with torch.no_grad():
+            first = model(images)
+            again = torch.stack([(model(images) - first).abs().amax(dim=1) for _ in range(4)]).amax(dim=0)
+        counts["random"] = int((again > 1e-4).sum())
+        if norm in PGD.norms:
+            weak, strong = FGSM(norm=norm), PGD(norm=norm)
+            counts["single"] = int((standing(strong, middle) & ~standing(weak, middle)).sum())
+        counts["grey"] = int(standing(PGD(), HUGE).sum())
+        counts["commonest"] = int(labels.bincount().max())
+    return counts
 
 
-def failures(
-    cascade: Cascade, attacks: Sequence[Attack], names: Sequence[str], epsilons: Sequence[float], labels: torch.Tensor
-) -> Iterator[str]:
-    """Warnings from the outcome of a robust evaluation (Athalye et al. 2018, section 3.1)."""
-    for name, rejected in zip(names, cascade.rejected.tolist(), strict=True):
-        if rejected:
-            yield f"{name} returned {rejected} images outside the ball or [0, 1]; they do not count"
-    commonest = int(labels.bincount().max())
-    for level, epsilon in enumerate(epsilons):
-        standing = cascade.standing(level)
+def warnings(
+    outcomes: Outcomes, attacks: Sequence[Attack], votes: int, probes: Mapping[str, int], rejected: Sequence[int]
+) -> list[str]:
+    """What in a robust evaluation speaks against believing it, in words.
+
+    Args:
+        outcomes: of the examples.
+        attacks: those of the threat, in its order.
+        votes: forward passes that decided.
+        probes: from `probe`, added up over shards.
+        rejected: for each attack, images that it returned from outside the ball or [0, 1].
+    """
+    if not attacks:
+        return []
+    return [
+        *_from_probes(probes, attacks, votes),
+        *(
+            f"{name} returned {count} images outside the ball or [0, 1]; they do not count"
+            for name, count in zip(outcomes.threat.attacks, rejected, strict=True)
+            if count
+        ),
+        *_from_curve(outcomes, attacks),
+    ]
+
+
+def _from_probes(probes: Mapping[str, int], attacks: Sequence[Attack], votes: int) -> Iterator[str]:
+    probed = probes["probed"]
+    if probes["zero"] > probed / 20:
+        yield f"the gradient is zero at {probes['zero']} of {probed} images: gradient attacks cannot see this network"
+    if probes["saturated"] > probed / 20:
+        yield (
+            f"the gradient is zero at most pixels of {probes['saturated']} of {probed} images, but not when these are "
+            "greyer: the network clamps its inputs, or has learned to; attacks need random starts, `square`, or `bpda` "
+            "through the module that clamps"
+        )
+    averaged = votes > 1 and any(getattr(attack, "eot", 1) > 1 for attack in attacks)
+    if probes["random"] and not averaged:
+        yield (
+            f"the network answers differently each time on {probes['random']} of {probed} images: attack it with "
+            "`eot: 20` and decide with `votes: 20`, or its robustness is luck"
+        )
+    if probes["grey"] > probes["commonest"]:
+        yield (
+            f"{probes['grey']} of {probed} images withstand a change of every pixel by {HUGE}, which can make them all "
+            f"one grey image, of which {probes['commonest']} at most are right: gradients are masked"
+        )
+    if probes["single"] > probed / 20:
+        yield f"one step breaks {probes['single']} of {probed} images that twenty steps do not: gradients may be masked"
+
+
+def _from_curve(outcomes: Outcomes, attacks: Sequence[Attack]) -> Iterator[str]:
+    """After Athalye et al. 2018, section 3.1, and the flags of AutoAttack."""
+    threat = outcomes.threat
+    for epsilon in threat.epsilons:
+        standing = int(outcomes.standing(epsilon).sum())
+        newly = outcomes.broken_at == torch.tensor(epsilon, dtype=torch.float32)
         for turn in range(len(attacks) - 1, 0, -1):
-            broken = cascade.broken_by(level, turn)
+            broken = int((newly & (outcomes.broken_by == turn)).sum())
             standing += broken  # what this attack met: what it broke, what later ones broke, what stands
-            if isinstance(attacks[turn], FGSM) and broken > standing / 100:
+            blind = not attacks[turn].gradients or isinstance(attacks[turn], FGSM)
+            if blind and broken > standing / 100:
                 yield (
-                    f"at epsilon {epsilon} one step of {names[turn]} broke {broken} of {standing} images that "
-                    f"{', '.join(names[:turn])} left standing: gradients may be masked"
+                    f"at epsilon {epsilon:g} {threat.attacks[turn]} broke {broken} of {standing} images that "
+                    f"{', '.join(threat.attacks[:turn])} left standing: gradients may be masked"
                 )
-        if attacks[0].norm == "linf" and epsilon >= ANY_IMAGE and (standing := cascade.standing(level)) > commonest:
+        commonest = int(outcomes.labels.bincount().max())
+        if threat.norm == "linf" and epsilon >= HUGE and int(outcomes.standing(epsilon).sum()) > commonest:
             yield (
-                f"at epsilon {epsilon} all images can be made one grey image, of which {commonest} at most are right, "
-                f"but {standing} stand: the attacks failed"
+                f"at epsilon {epsilon:g} all images can be made one grey image, of which {commonest} at most are "
+                f"right, but {int(outcomes.standing(epsilon).sum())} stand: the attacks failed"
             )
+
+
+def summed(counts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Counts of several shards, added up by name."""
+    return {name: sum(each[name] for each in counts) for name in counts[0]}

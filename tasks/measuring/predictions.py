@@ -46,25 +46,30 @@ class Predictions:
         }
 
 
-def predict(model: nn.Module, examples: Examples, device: torch.device) -> Predictions:
+def predict(model: nn.Module, examples: Examples, device: torch.device, votes: int = 1) -> Predictions:
     """The model's answers in the order of the examples.
 
     Args:
         model: in evaluation mode, on `device`.
         examples: at least one.
         device: where to compute.
+        votes: forward passes whose mean probabilities are the answer, for a model that draws random numbers.
 
     Raises:
-        ValueError: a logit is not finite.
+        ValueError: a logit is not finite, or a label is none of the model's classes.
     """
     blocks = []
     for first in range(0, len(examples), BLOCK):
         rows = torch.arange(first, min(first + BLOCK, len(examples)))
         with torch.no_grad():
-            blocks.append(model(images_at(examples, rows, device)).double().cpu())
+            images = images_at(examples, rows, device)
+            answers = torch.stack([model(images).double().cpu() for _ in range(votes)])
+            blocks.append(answers[0] if votes == 1 else answers.log_softmax(dim=2).logsumexp(dim=0))
     logits = torch.cat(blocks)
     if broken := int((~logits.isfinite()).any(dim=1).sum()):
         raise ValueError(f"the model's logits are not finite on {broken} of {len(examples)} images; was it trained?")
+    if (highest := int(examples.labels.amax())) >= logits.shape[1]:
+        raise ValueError(f"label {highest} is none of the model's {logits.shape[1]} classes")
     confidences, classes = logits.softmax(dim=1).max(dim=1)
     losses = F.cross_entropy(logits, examples.labels, reduction="none")
     return Predictions(classes, confidences.float(), losses.float(), classes == examples.labels)

@@ -2,148 +2,193 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
-from torch import nn
 
 from tasks.attacks import Attack
-from tasks.attacks.ball import ball
+from tasks.attacks.ball import TOLERANCE, ball
+from tasks.attacks.draws import Draws
+from tasks.attacks.minimum_norm import MinimumNorm
 from tasks.data import Examples
-from tasks.measuring.predictions import BLOCK, images_at
-from tasks.seeds import generator
+from tasks.measuring.gauge import Gauge
+from tasks.measuring.predictions import images_at
+from tasks.seeds import seed_of
+
+
+@dataclass(frozen=True)
+class Siege:
+    """What a cascade works on: it stays the same while the state moves."""
+
+    model: Gauge
+    """In evaluation mode, on `device`."""
+    examples: Examples
+    """N of them."""
+    indices: torch.Tensor
+    """(N,) int64, their places in the split: what an example's random numbers depend on."""
+    attacks: Sequence[Attack]
+    """In the order in which they try."""
+    names: Sequence[str]
+    """A name for each attack: what its random numbers depend on."""
+    epsilons: Sequence[float]
+    """Rising radii in input units."""
+    seed: int
+    device: torch.device
+    batch: int
+    """Examples attacked together."""
+    votes: int = 1
+    """Forward passes whose mean probabilities decide whether an example is broken."""
+
+    def at_once(self, turn: int) -> bool:
+        """Whether this attack looks for the nearest mistake, and there are several epsilons to look it up for."""
+        return isinstance(self.attacks[turn], MinimumNorm) and len(self.epsilons) > 1
 
 
 @dataclass
 class Cascade:
     """How far attacks have come against N examples: the whole state of a robust evaluation.
 
-    Epsilons rise over the examples that still stand, and at each epsilon every attack sees what the ones before it
-    left. So an example that breaks at one epsilon is broken at every larger one, and nothing is attacked twice.
+    An example that breaks at one epsilon is broken at every larger one, so accuracy falls along the curve by
+    construction, and each attack only meets what still stands. The first attack walks the epsilons upward over its
+    survivors. Every later one sets in right below the smallest epsilon that has broken the example so far, and goes
+    further down as long as it succeeds: an example costs each of them one failure, not one for every epsilon. An attack
+    that looks for the nearest mistake is run once for all epsilons.
     """
 
-    broken_level: torch.Tensor
+    level: torch.Tensor
     """(N,) int64: index of the smallest epsilon that broke the example; -1 if wrong unattacked, E if it stands."""
-    broken_turn: torch.Tensor
-    """(N,) int64: index of the attack that broke it, or -1."""
+    by: torch.Tensor
+    """(N,) int64: index of the attack that did, or -1."""
+    distance: torch.Tensor
+    """(N,) float32: the smallest change found that breaks the example; infinite if none, 0 if wrong unattacked."""
     rejected: torch.Tensor
     """(A,) int64: images that each attack returned from outside the ball or [0, 1]."""
-    stage: int = 0
-    """Finished pairs of an epsilon and an attack."""
-    block: int = 0
-    """Finished blocks of the stage under way."""
-    cost: int = 0
-    """Images that went through the model: one for each step of an attack and one to check what it returned."""
+    cost: torch.Tensor
+    """(A,) int64: images that went through models for each attack, those that check what it returned included."""
+    queue: torch.Tensor
+    """(n,) int64: the examples of the round under way."""
+    fell: torch.Tensor
+    """(N,) bool: those of them that fell in it."""
+    turn: int = 0
+    """Which attack is under way."""
+    round: int = 0
+    """Its finished rounds: epsilons if it walks upward, else how far down it has gone."""
+    done: int = 0
+    """Finished examples of the queue."""
 
     @classmethod
     def begin(cls, correct: torch.Tensor, epsilons: int, attacks: int) -> Cascade:
-        """Before the first attack: what is misclassified counts as broken at every epsilon."""
+        """Before the first attack: what is misclassified, (N,) bool, counts as broken at every epsilon."""
         level = torch.where(correct, epsilons, -1)
-        return cls(level, torch.full_like(level, -1), torch.zeros(attacks, dtype=torch.int64))
+        return cls(
+            level=level,
+            by=torch.full_like(level, -1),
+            distance=torch.where(correct, torch.inf, 0.0),
+            rejected=torch.zeros(attacks, dtype=torch.int64),
+            cost=torch.zeros(attacks, dtype=torch.int64),
+            queue=correct.nonzero().squeeze(1),
+            fell=torch.zeros_like(correct),
+        )
 
     def to_bytes(self) -> bytes:
         """The state for a checkpoint."""
-        position = torch.tensor([self.stage, self.block, self.cost])
-        return save(
-            {"level": self.broken_level, "turn": self.broken_turn, "rejected": self.rejected, "position": position}
-        )
+        state = {field.name: getattr(self, field.name) for field in fields(self)}
+        return save({name: torch.as_tensor(value).contiguous() for name, value in state.items()})
 
     @classmethod
     def from_bytes(cls, state: bytes) -> Cascade:
         """The state of a checkpoint."""
-        tensors = load(state)
-        stage, block, cost = tensors["position"].tolist()
-        return cls(tensors["level"], tensors["turn"], tensors["rejected"], stage, block, cost)
+        state_of: dict[str, Any] = {name: value if value.ndim else int(value) for name, value in load(state).items()}
+        return cls(**state_of)
 
-    def run(
-        self,
-        model: nn.Module,
-        examples: Examples,
-        attacks: Sequence[Attack],
-        epsilons: Sequence[float],
-        seed: int,
-        device: torch.device,
-        after_block: Callable[[float], None],
-    ) -> None:
-        """Attacks what stands, from wherever the state is, to the end.
+    def run(self, siege: Siege, after_block: Callable[[float], None]) -> None:
+        """Attacks from wherever the state is to the end.
 
         Args:
-            model: in evaluation mode, on `device`.
-            examples: the N examples.
-            attacks: in the order in which they try.
-            epsilons: rising radii in input units.
-            seed: of the attacks' noise, which depends on the stage and the block alone.
-            device: where to compute.
-            after_block: called with the share of stages done, when the state may be saved.
+            siege: what is attacked, how and with what; the same as when the state was saved.
+            after_block: called with the share of the work done, when the state may be saved.
         """
-        counted = _Counted(model)
-        stages = len(epsilons) * len(attacks)
-        while self.stage < stages:
-            level, turn = divmod(self.stage, len(attacks))
-            rows = self._met_by(level, turn, len(epsilons))
-            blocks = -(-len(rows) // BLOCK)
-            while self.block < blocks:
-                noise = generator(seed, "attack", turn, repr(epsilons[level]), self.block, device=device)
-                chosen = rows[self.block * BLOCK : (self.block + 1) * BLOCK]
-                fallen, outside = _strike(counted, examples, chosen, attacks[turn], epsilons[level], noise, device)
-                self.broken_level[chosen[fallen]] = level
-                self.broken_turn[chosen[fallen]] = turn
-                self.rejected[turn] += outside
-                self.block += 1
-                self.cost += counted.take()
-                after_block((self.stage + self.block / blocks) / stages)
-            self.stage, self.block = self.stage + 1, 0
+        while self.turn < len(siege.attacks):
+            while len(self.queue):
+                while self.done < len(self.queue):
+                    self._strike(siege, self.queue[self.done : self.done + siege.batch])
+                    self.done = min(self.done + siege.batch, len(self.queue))
+                    after_block(self._share(siege))
+                self._next_round(siege)
+            self.turn, self.round = self.turn + 1, 0
+            self.queue = (self.level > 0).nonzero().squeeze(1)
 
-    def _met_by(self, level: int, turn: int, epsilons: int) -> torch.Tensor:
-        """The examples that this stage attacks, those it has already broken included."""
-        standing = self.broken_level == epsilons
-        broken_here = (self.broken_level == level) & (self.broken_turn == turn)
-        return (standing | broken_here).nonzero().squeeze(1)
+    def _walks_upward(self, siege: Siege) -> bool:
+        return self.turn == 0 and not siege.at_once(0)
 
-    def broken_by(self, level: int, turn: int) -> int:
-        """How many examples this attack broke at this epsilon."""
-        return int(((self.broken_level == level) & (self.broken_turn == turn)).sum())
+    def _next_round(self, siege: Siege) -> None:
+        self.round, self.done = self.round + 1, 0
+        if siege.at_once(self.turn) or self.round == len(siege.epsilons):
+            self.queue = self.queue[:0]
+        elif self._walks_upward(siege):
+            self.queue = (self.level == len(siege.epsilons)).nonzero().squeeze(1)
+        else:
+            self.queue = (self.fell & (self.level > 0)).nonzero().squeeze(1)
+        self.fell.fill_(False)
 
-    def standing(self, level: int) -> int:
-        """How many examples no attack broke at this epsilon or a smaller one."""
-        return int((self.broken_level > level).sum())
+    def _share(self, siege: Siege) -> float:
+        """Of the whole work; what a round finds is not known before, so later rounds share what is left."""
+        here = self.done / len(self.queue)
+        rounds = len(siege.epsilons)
+        turn = (self.round + here) / rounds if self._walks_upward(siege) else 1 - (1 - here) * 0.5**self.round
+        return (self.turn + turn) / len(siege.attacks)
+
+    def _strike(self, siege: Siege, rows: torch.Tensor) -> None:
+        """Attacks some examples, checks what comes back and takes it down."""
+        attack, name = siege.attacks[self.turn], siege.names[self.turn]
+        indices = siege.indices[rows]
+        tried = torch.full_like(rows, self.round) if self._walks_upward(siege) else self.level[rows] - 1
+        radii = torch.tensor([*siege.epsilons], dtype=torch.float32)
+        draws = Draws(seed_of(siege.seed, "attack", name), indices.to(siege.device))
+        images, labels = images_at(siege.examples, rows, siege.device), siege.examples.labels[rows].to(siege.device)
+        with seeded_model(siege.device, siege.seed, "model", name, self.round, int(indices[0])):
+            if isinstance(attack, MinimumNorm) and siege.at_once(self.turn):
+                perturbed, _ = attack.nearest(siege.model, images, labels, draws)
+                within = ball(attack.norm, images, torch.inf)
+            else:
+                epsilon = radii[tried].to(siege.device)
+                perturbed = attack.perturb(siege.model, images, labels, epsilon, draws)
+                within = ball(attack.norm, images, epsilon)
+            fooled = decided(siege.model, perturbed, siege.votes) != labels
+        allowed = within.contains(perturbed)
+        broken = (fooled & allowed).cpu()
+        distance = torch.where(broken, within.distances(perturbed).cpu(), torch.inf)
+        reached = torch.searchsorted(radii + TOLERANCE * radii.clamp(min=1), distance)
+        if not siege.at_once(self.turn):
+            reached = torch.where(broken, torch.minimum(reached, tried), reached)
+        deeper = reached < self.level[rows]
+        self.level[rows] = torch.where(deeper, reached, self.level[rows])
+        self.by[rows] = torch.where(deeper, self.turn, self.by[rows])
+        self.distance[rows] = torch.minimum(self.distance[rows], distance)
+        self.fell[rows] = deeper
+        self.rejected[self.turn] += int((~allowed).sum())
+        self.cost[self.turn] += siege.model.take()
 
 
-def _strike(
-    model: nn.Module,
-    examples: Examples,
-    rows: torch.Tensor,
-    attack: Attack,
-    epsilon: float,
-    noise: torch.Generator,
-    device: torch.device,
-) -> tuple[torch.Tensor, int]:
-    """Attacks one block and checks what came back: which examples fell, and how many images broke the rules."""
-    images, labels = images_at(examples, rows, device), examples.labels[rows].to(device)
-    perturbed = attack.perturb(model, images, labels, epsilon, noise)
-    allowed = ball(attack.norm, images, epsilon).contains(perturbed)
+@contextmanager
+def seeded_model(device: torch.device, *purpose: int | str) -> Iterator[None]:
+    """A model that draws random numbers takes them from the global generator: seeded here, put back afterwards."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
+        torch.default_generator.manual_seed(seed_of(*purpose))
+        if on_gpu:
+            torch.cuda.manual_seed(seed_of(*purpose))
+        yield
+
+
+def decided(model: Gauge, images: torch.Tensor, votes: int) -> torch.Tensor:
+    """The predicted classes (N,): those of the largest mean probability over so many forward passes."""
     with torch.no_grad():
-        fooled = model(perturbed).argmax(dim=1) != labels
-    return (fooled & allowed).cpu(), int((~allowed).sum())
-
-
-class _Counted(nn.Module):
-    """A model that counts the images it is shown."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.seen = 0
-        self.train(model.training)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.seen += len(images)
-        logits: torch.Tensor = self.model(images)
-        return logits
-
-    def take(self) -> int:
-        """The count since the last call."""
-        seen, self.seen = self.seen, 0
-        return seen
+        answers: torch.Tensor = model(images)
+        if votes > 1:
+            answers = torch.stack([answers, *(model(images) for _ in range(votes - 1))]).softmax(dim=2).mean(dim=0)
+    return answers.argmax(dim=1)

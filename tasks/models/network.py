@@ -21,7 +21,7 @@ class Network(nn.Module):
     output_layer: str
     """The name of the output layer's kernel among the parameters."""
 
-    def __init__(self, data: Signature, body: nn.Module, output: nn.Linear) -> None:
+    def __init__(self, data: Signature, body: nn.Module, output: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
         self.normalise = Normalise(data)
         self.body = body

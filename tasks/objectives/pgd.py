@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.attacks.ascent import ascend, cross_entropy_gradient, evaluating
-from tasks.attacks.ball import ball
 from tasks.objectives.adversarial import Adversarial
 
 
@@ -30,8 +29,9 @@ class PGD(Adversarial):
         self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
         """The mean cross-entropy on perturbed images."""
-        within = ball(self.norm, images, self.epsilon)
         with evaluating(model):
             gradient_of = cross_entropy_gradient(model, labels)
-            perturbed = ascend(gradient_of, within.draw(generator), within, self.step, self.steps)
+            perturbed = ascend(
+                gradient_of, self.random_start(images, generator), self.within(images), self.step, self.steps
+            )
         return F.cross_entropy(model(perturbed), labels)

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.attacks.ascent import Gradient, ascend, evaluating
-from tasks.attacks.ball import ball
 from tasks.objectives.adversarial import Adversarial
 
 START_NOISE = 1e-3
@@ -42,11 +41,10 @@ class TRADES(Adversarial):
         """The mean cross-entropy on clean images plus the weighted mean divergence."""
         if not self.beta:
             return F.cross_entropy(model(images), labels)
-        within = ball(self.norm, images, self.epsilon)
         noise = torch.randn(images.shape, generator=generator, device=images.device)
         with evaluating(model):
             start = (images + START_NOISE * noise).clamp_(0, 1)
-            perturbed = ascend(_divergence_gradient(model, images), start, within, self.step, self.steps)
+            perturbed = ascend(_divergence_gradient(model, images), start, self.within(images), self.step, self.steps)
         logits = model(images)
         divergence = F.kl_div(
             F.log_softmax(model(perturbed), dim=1),

@@ -9,6 +9,7 @@ from torch import nn
 
 from tasks.attacks import Attack
 from tasks.attacks.ball import ball
+from tasks.attacks.draws import Draws
 from tasks.attacks.fgsm import FGSM
 from tasks.attacks.pgd import PGD
 from tasks.objectives.standard import Standard
@@ -16,6 +17,10 @@ from tasks.seeds import generator
 from tests.tasks.attack_toys import EPSILON, accuracy, pixels, robust_net, standard_net, trained
 
 ATTACKS = [FGSM(), FGSM(norm="l2"), PGD(restarts=2), PGD(norm="l2", restarts=2), PGD(relative_step=3.0, steps=3)]
+
+
+def draws(images: torch.Tensor, seed: int = 0) -> Draws:
+    return Draws(seed, torch.arange(len(images)))
 
 
 class Linear(nn.Module):
@@ -51,7 +56,7 @@ def linear_problem(norm: str, epsilon: float) -> tuple[Linear, torch.Tensor, tor
 def test_adversarial_images_stay_in_the_ball_and_in_the_range(attack: Attack, epsilon: float) -> None:
     images, labels = pixels()
     images[:50] = images[:50].round()  # zeros and ones: the ball is cut on every side
-    perturbed = attack.perturb(robust_net(), images, labels, epsilon, generator(0))
+    perturbed = attack.perturb(robust_net(), images, labels, epsilon, draws(images))
     change = (perturbed - images).flatten(1)
     length = change.abs().amax(1) if attack.norm == "linf" else change.norm(dim=1)
     assert length.max() <= epsilon + 1e-6
@@ -68,7 +73,7 @@ def test_on_a_linear_model_attacks_break_exactly_what_can_be_broken(norm: str, a
     epsilon = {"linf": 0.01, "l2": 0.05}[norm]
     model, images, labels, reach = linear_problem(norm, epsilon)
     chosen = {"fgsm": FGSM(norm=norm), "pgd": PGD(norm=norm, steps=40, relative_step=0.25)}[attack]
-    perturbed = chosen.perturb(model, images, labels, epsilon, generator(0))
+    perturbed = chosen.perturb(model, images, labels, epsilon, draws(images))
     breakable = model.margin(images).abs() <= reach
     decided = (model.margin(images).abs() - reach).abs() > 1e-5  # not a matter of rounding
     broken = (model.margin(perturbed) > 0).long() != labels
@@ -82,7 +87,7 @@ def test_on_a_linear_model_the_strongest_attempt_is_the_closed_form_optimum(norm
     model, images, _, reach = linear_problem(norm, epsilon)
     model.bias = 4.0  # nothing can be broken
     perturbed = PGD(norm=norm, steps=40, relative_step=0.25).perturb(
-        model, images, torch.ones(200).long(), epsilon, generator(0)
+        model, images, torch.ones(200).long(), epsilon, draws(images)
     )
     assert (model.margin(perturbed) > 0).all()
     lowered = model.margin(images) - model.margin(perturbed)
@@ -97,7 +102,7 @@ def test_more_steps_and_restarts_never_leave_more_standing() -> None:
     net = trained(Standard(), epochs=2)
     epsilon = 0.045
     standing = [
-        accuracy(net, attack.perturb(net, images, labels, epsilon, generator(0)), labels)
+        accuracy(net, attack.perturb(net, images, labels, epsilon, draws(images)), labels)
         for attack in (FGSM(), PGD(), PGD(restarts=4))
     ]
     assert standing == sorted(standing, reverse=True)
@@ -109,24 +114,24 @@ def test_the_standard_net_falls_where_the_adversarially_trained_one_stands() -> 
     attack = PGD(restarts=2)
     assert accuracy(standard_net(), images, labels) > 0.97
     assert (
-        accuracy(standard_net(), attack.perturb(standard_net(), images, labels, EPSILON, generator(0)), labels) < 0.02
+        accuracy(standard_net(), attack.perturb(standard_net(), images, labels, EPSILON, draws(images)), labels) < 0.02
     )
-    assert accuracy(robust_net(), attack.perturb(robust_net(), images, labels, EPSILON, generator(0)), labels) > 0.85
+    assert accuracy(robust_net(), attack.perturb(robust_net(), images, labels, EPSILON, draws(images)), labels) > 0.85
 
 
 def test_random_noise_of_the_same_size_is_harmless() -> None:
     images, labels = pixels()
-    noisy = ball("linf", images, EPSILON).draw(generator(0))
+    noisy = ball("linf", images, EPSILON).random(draws(images))
     assert accuracy(standard_net(), noisy, labels) > 0.97
     assert accuracy(robust_net(), noisy, labels) > 0.9
 
 
 def test_random_starts_fill_the_ball() -> None:
     images = torch.full((500, 1, 4, 4), 0.5)
-    linf = ball("linf", images, 0.2).draw(generator(0)) - images
+    linf = ball("linf", images, 0.2).random(draws(images)) - images
     assert linf.abs().max() > 0.199
     assert linf.std() == pytest.approx(0.2 / 3**0.5, rel=0.02)
-    lengths = (ball("l2", images, 0.2).draw(generator(0)) - images).flatten(1).norm(dim=1)
+    lengths = (ball("l2", images, 0.2).random(draws(images)) - images).flatten(1).norm(dim=1)
     assert (lengths / 0.2).pow(16).mean() == pytest.approx(0.5, abs=0.05)  # uniform in volume
 
 
@@ -139,7 +144,7 @@ def test_the_model_and_the_global_generator_are_left_as_found(attack: Attack) ->
         parameter.grad = torch.full_like(parameter, 7.0) if index % 2 == 0 else None
     state = {name: value.clone() for name, value in net.state_dict().items()}
     before = torch.random.get_rng_state()
-    attack.perturb(net, images, labels, EPSILON, generator(0))
+    attack.perturb(net, images, labels, EPSILON, draws(images))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not any(module.training for module in net.modules())
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
@@ -152,16 +157,18 @@ def test_the_model_and_the_global_generator_are_left_as_found(attack: Attack) ->
 def test_images_given_to_an_attack_are_not_changed(attack: Attack) -> None:
     images, labels = pixels()
     copy = images.clone()
-    attack.perturb(standard_net(), images, labels, EPSILON, generator(0))
+    attack.perturb(standard_net(), images, labels, EPSILON, draws(images))
     assert torch.equal(images, copy)
     assert not images.requires_grad
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_equal_generators_give_equal_bytes_and_others_do_not(norm: str) -> None:
+def test_equal_seeds_give_equal_bytes_and_others_do_not(norm: str) -> None:
     images, labels = pixels()
     attack = PGD(norm=norm, steps=3)
-    first, again, other = (attack.perturb(robust_net(), images, labels, EPSILON, generator(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        attack.perturb(robust_net(), images, labels, EPSILON, draws(images, seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -171,8 +178,8 @@ def test_an_examples_start_does_not_depend_on_which_others_have_fallen() -> None
     attack = PGD(steps=1, relative_step=1e-6, restarts=2)  # what comes back is as good as the start
     mixed = labels.clone()
     mixed[::2] = 1 - mixed[::2]  # half are broken before the first step
-    all_standing = attack.perturb(model, images, labels, 0.001, generator(0))
-    half_standing = attack.perturb(model, images, mixed, 0.001, generator(0))
+    all_standing = attack.perturb(model, images, labels, 0.001, draws(images))
+    half_standing = attack.perturb(model, images, mixed, 0.001, draws(images))
     unbroken = (model.margin(all_standing) > 0).long() == labels
     assert unbroken[1::2].sum() > 90
     assert torch.allclose(all_standing[1::2][unbroken[1::2]], half_standing[1::2][unbroken[1::2]], atol=1e-6)
@@ -183,7 +190,7 @@ def test_what_has_fallen_is_not_attacked_again() -> None:
     labels = labels.clone()
     labels[:150] = 1 - labels[:150]
     model.bias, epsilon = 0.0, 1e-6
-    PGD(steps=5, restarts=3).perturb(model, images, labels, epsilon, generator(0))
+    PGD(steps=5, restarts=3).perturb(model, images, labels, epsilon, draws(images))
     assert model.calls[0] == 200
     assert set(model.calls[1:]) == {50}
     assert len(model.calls) == 3 * 6
@@ -193,11 +200,13 @@ def test_the_last_iterate_is_tested() -> None:
     model, images, labels, _ = linear_problem("linf", 0.05)
     broken = [
         int(
-            (model.margin(PGD(steps=1, relative_step=2.0).perturb(model, images, labels, 0.05, generator(0))) > 0).sum()
+            (
+                model.margin(PGD(steps=1, relative_step=2.0).perturb(model, images, labels, 0.05, draws(images))) > 0
+            ).sum()
         )
         for _ in range(1)
     ]
-    optimal = FGSM().perturb(model, images, labels, 0.05, generator(0))
+    optimal = FGSM().perturb(model, images, labels, 0.05, draws(images))
     assert broken == [int((model.margin(optimal) > 0).sum())]
 
 
@@ -215,7 +224,7 @@ def test_of_attempts_that_all_fail_the_strongest_comes_back() -> None:
 
     images = 0.5 + 0.1 * torch.rand((30, 1, 4, 4), generator=generator("peak"))
     labels = torch.ones(30, dtype=torch.int64)
-    perturbed = PGD(steps=6, relative_step=0.7, restarts=2).perturb(Peak(), images, labels, 0.1, generator(0))
+    perturbed = PGD(steps=6, relative_step=0.7, restarts=2).perturb(Peak(), images, labels, 0.1, draws(images))
     tried = torch.stack(losses)
     Peak()(perturbed)
     assert torch.allclose(losses[-1], tried.amax(0), atol=1e-6)

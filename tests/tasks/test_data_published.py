@@ -187,12 +187,6 @@ def test_svhn_counts_the_digit_zero_as_class_zero(monkeypatch):
     assert np.array_equal(train.images[2, 1], pixels[:, :, 1, 2])
 
 
-def test_svhn_without_scipy_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(ValueError, match=r"pip install .hedgerow\[svhn\]."):
-        Svhn().decode({"train_32x32.mat": b"", "test_32x32.mat": b""})
-
-
 def test_the_miniature_has_the_statistics_it_claims():
     arrays = prepare(MnistMini().fingerprint(), MnistMini().read)
     assert MnistMini().whole().mean == pytest.approx(arrays.mean, abs=5e-5)

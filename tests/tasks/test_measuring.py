@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -11,12 +11,14 @@ from safetensors.torch import load
 from torch import nn
 
 from tasks.attacks import Attack
+from tasks.attacks.draws import Draws
 from tasks.attacks.fgsm import FGSM
 from tasks.attacks.pgd import PGD
 from tasks.component import Component
 from tasks.data import Signature
 from tasks.measuring.calibration import expected_calibration_error
 from tasks.measuring.evaluate import Evaluate
+from tasks.measuring.merge import MergeOutcomes
 from tasks.measuring.predictions import BLOCK, predict
 from tasks.task import Alone, Result
 from tests.tasks.attack_toys import (
@@ -30,6 +32,7 @@ from tests.tasks.attack_toys import (
     standard_net,
     step_of,
 )
+from tests.tasks.training_toys import Finished as Stored
 
 ATTACKS = (FGSM(), PGD(steps=5))
 EPSILONS = (0.02, 0.05, 0.06, 0.1)
@@ -116,8 +119,9 @@ def test_calibration_error_is_zero_when_confidence_is_accuracy_and_one_when_sure
 
 def test_clean_measures_are_those_of_the_models_own_outputs() -> None:
     images, labels = pixels()
+    net = robust_net()
     with torch.no_grad():
-        probabilities = robust_net()(images).softmax(1)
+        probabilities = net(images).softmax(1)
     own = probabilities[torch.arange(len(labels)), labels]
     clean = evaluate(model=robust_net()).metrics["clean"]
     assert clean["accuracy"] == accuracy(robust_net(), images, labels)
@@ -143,10 +147,11 @@ def test_outcomes_of_examples_add_up_to_the_metrics() -> None:
     result = evaluate(model=robust_net(), epsilons=(0.05, 0.23, 0.26, 0.29, 0.35))
     found, metrics = outcomes(result), result.metrics
     broken_at, broken_by = found["broken_at"], found["broken_by"]
-    assert torch.equal(found["correct"], found["predictions"] == found["labels"])
-    assert torch.equal(broken_at == 0, ~found["correct"])
-    assert torch.equal(broken_by == -1, ~found["correct"] | broken_at.isinf())
-    assert metrics["correct"] == int(found["correct"].sum()) < metrics["examples"] == SIZES["test"]
+    correct = found["predictions"] == found["labels"]
+    assert torch.equal(broken_at == 0, ~correct)
+    assert torch.equal(broken_by == -1, ~correct | broken_at.isinf())
+    assert metrics["correct"] == int(correct.sum()) < metrics["examples"] == SIZES["test"]
+    assert ((found["distances"] <= broken_at * 1.00001) & (found["distances"].isinf() == broken_at.isinf())).all()
     for level in metrics["robust"]:
         radius = torch.tensor(level["epsilon"])
         assert level["accuracy"] == float((broken_at > radius).double().mean())
@@ -157,50 +162,87 @@ def test_outcomes_of_examples_add_up_to_the_metrics() -> None:
     assert len(broken_at.unique()) >= 3
 
 
-def test_an_attack_meets_only_what_stands() -> None:
-    met: list[int] = []
+class Counting(PGD):
+    """Notes how many images it is given, and at which epsilons."""
 
-    class Counting(PGD):
-        kind: Literal["test-counting"] = "test-counting"  # type: ignore[assignment]
+    kind: Literal["test-counting"] = "test-counting"  # type: ignore[assignment]
+    met: ClassVar[list[list[float]]] = []
 
-        def perturb(self, model: nn.Module, images: torch.Tensor, *rest: Any) -> torch.Tensor:
-            met.append(len(images))
-            return super().perturb(model, images, *rest)
-
-    metrics = evaluate(attacks=(FGSM(), Counting(steps=2))).metrics
-    standing, expected = metrics["correct"], []
-    for level in metrics["robust"]:
-        left = standing - level["broken_by"]["fgsm"]
-        expected.append(left)
-        standing = left - level["broken_by"]["test-counting"]
-    blocks = [min(BLOCK, left - first) for left in expected for first in range(0, left, BLOCK)]
-    assert met == blocks
-    assert expected[0] > expected[-1]
+    def search(self, model: nn.Module, images: torch.Tensor, labels: Any, epsilon: Any, draws: Any) -> torch.Tensor:
+        self.met.append(epsilon.tolist())
+        return super().search(model, images, labels, epsilon, draws)
 
 
-def test_noise_differs_between_blocks_attacks_and_epsilons_but_not_between_runs() -> None:
-    drawn: list[float] = []
+def test_the_first_attack_walks_the_epsilons_upward_over_its_survivors() -> None:
+    Counting.met.clear()
+    metrics = evaluate(attacks=(Counting(steps=2),)).metrics
+    standing = [metrics["correct"], *(round(level["accuracy"] * SIZES["test"]) for level in metrics["robust"])]
+    expected = [
+        [torch.tensor(epsilon).item()] * min(BLOCK, left - first)
+        for epsilon, left in zip(EPSILONS, standing, strict=False)
+        for first in range(0, left, BLOCK)
+    ]
+    assert Counting.met == expected
+    assert standing[-2] < standing[0]
+
+
+def test_a_later_attack_fails_once_on_each_example_that_stands_and_never_above() -> None:
+    Counting.met.clear()
+    alone = outcomes(evaluate(attacks=(FGSM(),)))["broken_at"]
+    both = evaluate(attacks=(FGSM(), Counting(steps=2)))
+    after = outcomes(both)["broken_at"]
+    grid = torch.tensor([0.0, *EPSILONS, torch.inf])
+    before_level, after_level = torch.searchsorted(grid, alone), torch.searchsorted(grid, after)
+    met = alone > grid[1]  # what already fell at the smallest epsilon is not met
+    successes = (before_level - after_level)[met].sum()
+    failures = (after > grid[1])[met].sum()
+    assert sum(map(len, Counting.met)) == int(successes + failures)
+    assert successes > 0
+    assert (after <= alone).all()
+
+
+def test_what_happens_to_an_example_depends_neither_on_batch_nor_on_shard() -> None:
+    for net in (standard_net(), robust_net()):
+        task = {"model": net, "attacks": (FGSM(), PGD(steps=3, restarts=2))}
+        whole = evaluate(**task).files["outcomes.safetensors"]
+        assert evaluate(**task, batch=8).files["outcomes.safetensors"] == whole
+        shards = {f"shard{first:04}": evaluate(**task, first=first, count=67) for first in range(0, 300, 67)}
+        merged = MergeOutcomes(attacks=task["attacks"]).run(
+            Alone(), **{name: Stored(shard.metrics, shard.files) for name, shard in reversed(shards.items())}
+        )
+        assert merged.files["outcomes.safetensors"] == whole
+        for name in ("clean", "robust", "examples", "correct"):
+            assert merged.metrics[name] == evaluate(**task).metrics[name]
+        assert merged.metrics["costs"]["pgd"] == evaluate(**task).metrics["costs"]["pgd"]
+
+
+def test_random_numbers_belong_to_an_example_and_an_attack() -> None:
+    drawn: list[torch.Tensor] = []
 
     class Drawing(Attack):
         kind: Literal["test-drawing"] = "test-drawing"
 
-        def perturb(
-            self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: float, noise: torch.Generator
+        def search(
+            self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: torch.Tensor, draws: Draws
         ) -> torch.Tensor:
-            drawn.append(torch.rand((), generator=noise).item())
+            drawn.append(draws.uniform((1,)))
             return images
 
-    for _ in range(2):
-        evaluate(attacks=(Drawing(), Drawing()), epsilons=(0.1, 0.2))
-    first, second = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
-    assert first == second
-    assert len(set(first)) == len(first) == 2 * 2 * -(-SIZES["test"] // BLOCK)
+    evaluate(attacks=(Drawing(), Drawing()), epsilons=(0.1, 0.2))
+    at_once = torch.cat(drawn).flatten()
+    first_attack, second_attack = at_once[: 2 * len(at_once) // 3], at_once[2 * len(at_once) // 3 :]
+    at_first, at_second = first_attack.chunk(2)
+    assert torch.equal(at_first, at_second)  # the same at every epsilon
+    assert len(at_first.unique()) == len(at_first)
+    assert not (at_first == second_attack).any()
 
 
 def test_the_cost_counts_every_image_that_went_through_the_model() -> None:
     net = robust_net()
     metrics = evaluate(model=net, attacks=(FGSM(),), epsilons=(1e-6,)).metrics
-    assert metrics["cost"] == metrics["examples"] + metrics["correct"] * 2
+    assert metrics["costs"]["clean"] == metrics["examples"]
+    assert metrics["costs"]["fgsm"] == metrics["correct"] * 2
+    assert metrics["cost"] == sum(metrics["costs"].values())
 
 
 def test_images_outside_the_ball_do_not_count() -> None:
@@ -342,6 +384,6 @@ def test_the_identity_names_attacks_by_what_they_compute() -> None:
     task = Evaluate(data=TwoFeatures(), architecture=SmallNet(), attacks=("fgsm", {"kind": "pgd"}), epsilons=[0.1])
     assert isinstance(task.attacks[1], Component)
     identity = task.identity()
-    assert identity["attacks"] == [{"kind": "fgsm"}, {"kind": "pgd"}]
+    assert identity["attacks"] == [{"kind": "fgsm"}, {"kind": "pgd", "version": 2}]
     assert identity["epsilons"] == [0.1]
     assert "gpus" not in identity

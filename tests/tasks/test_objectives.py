@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.attacks import pgd
+from tasks.attacks.draws import Draws
 from tasks.objectives import Objective
 from tasks.objectives.pgd import PGD
 from tasks.objectives.standard import Standard
@@ -156,7 +157,7 @@ def test_beta_trades_accuracy_for_stability() -> None:
     standing = []
     for beta in (0.0, 6.0):
         net = trained(TRADES(epsilon=EPSILON, steps=4, beta=beta), epochs=6)
-        perturbed = pgd.PGD(steps=10).perturb(net, images, labels, EPSILON, generator(0))
+        perturbed = pgd.PGD(steps=10).perturb(net, images, labels, EPSILON, Draws(0, torch.arange(len(images))))
         standing.append((accuracy(net, images, labels), accuracy(net, perturbed, labels)))
     assert standing[0][0] >= standing[1][0]
     assert standing[0][1] < 0.05

@@ -7,6 +7,7 @@ default may change only together with the `version` of its component.
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import importlib
 import json
@@ -21,36 +22,109 @@ from tasks.component import Component
 from workflows.command.recipe import SHIPPED, workflow_from_record
 
 KEYS: dict[str, dict[str, str]] = {
+    "evaluate": {
+        "content": "5e500da4bdcf2cd6",
+        "train": "6cc2dccd95cdabfa833634f4bd6651c8df936a1f12c47d943f21bfe711cf5794",
+        "evaluate": "cbe2af5278972e550675a539f09ef438e8aad30c4745cc3851958a155bef0934",
+        "merge-outcomes": "f1c35265eb9cb1ea4af64a6368ab374976e8e6d6d608878ae1514aa4ad3ccf5e",
+        "evaluate-corrupted": "34192c59e200ecabb4be9a24c0c43499e0fb2e085acfa5946ba6d5c09adc3a48",
+        "calibrate-attacked": "b69866dde9a9c9f740bab08b8df0c4fe89c5e6d5b424c72e5045e3880e6e7a6b",
+        "all": "ae79a59f62b39f18",
+    },
     "quickstart": {
         "content": "6265b31a173c6766",
         "train": "9c36d33488c9337a93c488e73f8baa1e76f1bc7b351076f7c2e395fcd072e28f",
-        "evaluate": "7c7c2eb847abf667e77c18163229da55f66d93a822097e191598f56e5348f1be",
+        "evaluate": "3be477d4fb660c8e4672f01aaff1e08284df30e182514da061f45dbeafcf7df9",
         "prune": "6944d374ba80702b121f26ecc0ab5eac2faf653f1124725cc95e7001eee41518",
         "shuffle-mask": "d8755fe123ad31632d6370ac0fefcd2d2ec7978300cceacca71eff03998ce8b8",
-        "all": "571f73ce2b312d78",
+        "all": "c69e84fc04f8f90d",
     },
     "imp-mnist": {
         "content": "0b22ddeddff5a9b8",
         "train": "c50ba64696df62ea4055ab3e1ad091cf442dcaa87cc3ce6d714736e189bceb17",
-        "evaluate": "4226cd90ad491af86bbd2ddc965d46e8a11c948371f7dd597b6c2ed9d23f3247",
+        "evaluate": "6e98556c074535637d29b5f38974dfcebdd83dda4afec6cfae33f35e85b2b286",
         "prune": "74db41dcc97cbbc30d126f7e0a3459acd609bc0abb2621f029eed6d914ff99d5",
         "shuffle-mask": "424d87d3c7b512354fefe61a43a4ef8f1e4623abbb62ee14b701789b6d6cb700",
-        "all": "7ac74a5ff1b79799",
+        "all": "14a2ec9479b0449b",
     },
     "imp-cifar10": {
         "content": "d742b01c33eb8eaf",
         "train": "1dbebaef5dd4abc23bb2af0c2a96edda19998c5ad886770f853f269e2ca2f9f8",
-        "evaluate": "ff3e0a036c8434cae565c3468d8b039240ef6a15fe4904a5fcf2b1ccc36a0409",
+        "evaluate": "9179ec51345b82463c9298a6d2f3b09fa2226176b32578bc6df6e8df437ca4b4",
         "prune": "b39ee7246137dff08adbb2a689b0a7eef52be60c6094a732d47222fe3b5d829a",
         "shuffle-mask": "ed0e46a4e9b8ca922e5ebab6bea8345dd7e69ff7cb0b75a9cda04315883f9bb8",
-        "all": "65b2529cae558190",
+        "all": "c86d80666b5a7ec6",
     },
 }
 """For each shipped recipe a digest of its content, its first step of each kind, and a digest of all its steps."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "tasks.attacks.Attack": {"norm": "linf"},
-    "tasks.attacks.pgd.PGD": {"steps": 20, "relative_step": None, "restarts": 1},
+    "tasks.attacks.pgd.PGD": {"steps": 20, "relative_step": None, "restarts": 1, "eot": 1},
+    "tasks.attacks.apgd.APGD": {"steps": 100, "restarts": 1, "rho": 0.75, "eot": 1, "loss": "ce"},
+    "tasks.attacks.apgd_t.APGDT": {"steps": 100, "restarts": 1, "rho": 0.75, "eot": 1, "targets": 9},
+    "tasks.attacks.autoattack.AutoAttack": {"suite": "standard"},
+    "tasks.attacks.cw.CarliniWagner": {
+        "norm": "l2",
+        "searches": 9,
+        "steps": 10000,
+        "learning_rate": 0.01,
+        "first_weight": 0.001,
+    },
+    "tasks.attacks.ddn.DDN": {"norm": "l2", "steps": 100, "first_radius": 1.0, "gamma": 0.05, "levels": None},
+    "tasks.attacks.deepfool.DeepFool": {"norm": "l2", "steps": 50, "overshoot": 0.02, "candidates": 10},
+    "tasks.attacks.fab.FAB": {
+        "steps": 100,
+        "restarts": 1,
+        "alpha_max": 0.1,
+        "eta": 1.05,
+        "beta": 0.9,
+        "start_radius": None,
+    },
+    "tasks.attacks.fab_t.FABT": {
+        "steps": 100,
+        "restarts": 1,
+        "alpha_max": 0.1,
+        "eta": 1.05,
+        "beta": 0.9,
+        "start_radius": None,
+        "targets": 9,
+    },
+    "tasks.attacks.fgsm_rs.FGSMRS": {"relative_step": 1.25},
+    "tasks.attacks.fmn.FMN": {"steps": 100, "step": 1.0, "gamma": 0.05},
+    "tasks.attacks.krylov.Krylov": {"steps": 1, "relative_step": 1.0, "dimension": 3},
+    "tasks.attacks.mi_fgsm.MIFGSM": {"steps": 10, "decay": 1.0},
+    "tasks.attacks.random_noise.RandomNoise": {"points": 100},
+    "tasks.attacks.sigma_zero.SigmaZero": {
+        "norm": "l0",
+        "steps": 1000,
+        "step": 1.0,
+        "sigma": 0.001,
+        "threshold": 0.3,
+        "threshold_rate": 0.01,
+    },
+    "tasks.attacks.square.Square": {"queries": 5000, "restarts": 1, "share": 0.8},
+    "tasks.attacks.transfer.Transfer": {"steps": 20, "relative_step": None, "decay": 1.0},
+    "tasks.measuring.corrupted.EvaluateCorrupted": {
+        "threads": 1,
+        "split": "test",
+        "weights": "last",
+        "severities": [1, 2, 3, 4, 5],
+        "examples": None,
+        "seed": 0,
+    },
+    "tasks.measuring.calibrate.CalibrateAttacked": {
+        "threads": 1,
+        "split": "test",
+        "weights": "last",
+        "norm": "linf",
+        "steps": 20,
+        "examples": None,
+        "seed": 0,
+    },
+    "tasks.measuring.merge.MergeOutcomes": {"threads": 1, "attacks": [], "votes": 1},
+    "tasks.objectives.fgsm_rs.FGSMRS": {"relative_step": 1.25},
+    "tasks.models.torchvision.Torchvision": {"mean": None, "std": None},
     "tasks.data.Dataset": {"validation": None, "subset": None, "partition": None, "label_noise": 0, "split_seed": 0},
     "tasks.data.augmentation.crop_flip.CropFlip": {"padding": 4, "flip": 0.5},
     "tasks.data.image_folder.ImageFolder": {"size": None, "colour": "rgb"},
@@ -61,7 +135,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "attacks": [],
         "epsilons": [],
         "examples": None,
+        "first": 0,
+        "count": None,
         "seed": 0,
+        "votes": 1,
+        "surrogates": {},
+        "batch": 128,
     },
     "tasks.models.mobilenet.MobileNetV2": {"small_images": True},
     "tasks.models.resnet.ResNet18": {"small_images": True},
@@ -129,8 +208,8 @@ def digest(content: Any) -> str:
 
 def keys_of(content: dict[str, Any]) -> dict[str, str]:
     """The first key of each kind of step, and a digest over all keys in their order; needs no data."""
-    downloading = {**content, "train": {**content["train"], "data": {**content["train"]["data"]}}}
-    if content["train"]["data"]["kind"] != "mnist-mini":
+    downloading = copy.deepcopy(content)
+    if content["kind"] == "imp" and content["train"]["data"]["kind"] != "mnist-mini":
         downloading["train"]["data"]["download"] = True  # no part of the identity, and nothing is loaded here
     workflow = workflow_from_record({"recipe": downloading}, check=False)
     plan = asyncio.run(make_plan(Store.open("memory://"), workflow.run))

@@ -15,13 +15,13 @@ from workflows.command.recipe import SHIPPED, BadRequest, shipped_recipes
 jsonschema = pytest.importorskip("jsonschema")
 
 FAMILIES = {
-    "Workflow", "Architecture", "Attack", "Augmentation", "Dataset", "Objective", "Optimizer", "Partition", "Saliency",
-    "Schedule", "Task",
+    "Workflow", "Architecture", "Attack", "Augmentation", "Corruption", "Dataset", "Objective", "Optimizer",
+    "Partition", "Saliency", "Schedule", "Task",
 }  # fmt: skip
 
 
 def complaints(content: Any) -> list[str]:
-    validator = jsonschema.Draft202012Validator(recipe_schema("imp"))
+    validator = jsonschema.Draft202012Validator(recipe_schema(content.get("kind", "imp")))
     return [error.message for error in validator.iter_errors(content)]
 
 
@@ -59,7 +59,8 @@ def test_the_table_names_every_method() -> None:
 
 
 def test_the_schema_is_one_and_accepts_the_shipped_recipes() -> None:
-    jsonschema.Draft202012Validator.check_schema(recipe_schema("imp"))
+    for kind in members(Workflow):
+        jsonschema.Draft202012Validator.check_schema(recipe_schema(kind))
     for name in shipped_recipes():
         assert complaints(yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())) == [], name
 

@@ -1,0 +1,51 @@
+"""The task that puts the shards of an evaluation together."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tasks.attacks import Attack
+from tasks.measuring.masking import summed, warnings
+from tasks.measuring.outcomes import FILE, Outcomes
+from tasks.task import Context, Result, Stored, Task
+
+
+class MergeOutcomes(Task):
+    """The evaluation of all examples from those of its shards.
+
+    Inputs are evaluations of stretches of examples by the same attacks, in the order of their names. Metrics and file
+    are those of one evaluation of all of them, except that each shard was probed for masking by itself.
+    """
+
+    kind: Literal["merge-outcomes"] = "merge-outcomes"
+    attacks: tuple[Attack, ...] = ()
+    """Those of the shards."""
+    votes: int = Field(default=1, ge=1)
+    """Those of the shards."""
+
+    def run(self, context: Context, **inputs: Stored) -> Result:
+        """Joins outcomes and adds up what was counted.
+
+        Raises:
+            ValueError: the shards come from different attacks or epsilons.
+        """
+        shards = [inputs[name] for name in sorted(inputs)]
+        outcomes = Outcomes.joined([Outcomes.from_bytes(shard.read(FILE)) for shard in shards])
+        metrics = [shard.metrics for shard in shards]
+        parts = tuple(part for attack in self.attacks for part in attack.parts())
+        probes = summed([each["probes"] for each in metrics])
+        rejected = [sum(counts) for counts in zip(*(each["rejected"] for each in metrics), strict=True)]
+        fallbacks = [line for part in parts for line in part.fallbacks(int(outcomes.labels.max()) + 1)]
+        return Result(
+            {
+                **outcomes.summary(),
+                "warnings": [*fallbacks, *warnings(outcomes, parts, self.votes, probes, rejected)],
+                "probes": probes,
+                "rejected": rejected,
+                "cost": sum(each["cost"] for each in metrics),
+                "costs": summed([each["costs"] for each in metrics]),
+            },
+            {FILE: outcomes.to_bytes()},
+        )

@@ -1,0 +1,134 @@
+"""AutoAttack agrees with its reference implementation on the same networks, and finds what PGD overlooks.
+
+Run with `-m slow`, `HEDGEROW_DATA` naming a folder with MNIST and, for the colour network, `HEDGEROW_CIFAR10` one with
+CIFAR-10 as image files, `train/<class>/` and `test/<class>/`. About ten minutes on one core, most of them the
+reference's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.attacks import Attack
+from tasks.attacks.apgd import APGD
+from tasks.attacks.autoattack import AutoAttack
+from tasks.attacks.fgsm import FGSM
+from tasks.attacks.pgd import PGD
+from tasks.data import Dataset
+from tasks.data.image_folder import ImageFolder
+from tasks.data.mnist import Mnist
+from tasks.device import settle
+from tasks.measuring.evaluate import Evaluate
+from tasks.models.small_cnn import SmallCNN
+from tasks.models.weights import restore
+from tasks.objectives import Objective, pgd
+from tasks.objectives.fgsm_rs import FGSMRS
+from tasks.objectives.standard import Standard
+from tasks.optimizers.adam import Adam
+from tasks.schedules.one_cycle import OneCycle
+from tasks.task import Alone
+from tasks.training.train import Train
+from tests.tasks.training_toys import Finished
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+
+COUNT = 500
+NETS: dict[str, tuple[Objective, float, int]] = {
+    "standard": (Standard(), 0.1, 4),
+    "fgsm-rs": (FGSMRS(epsilon=0.3), 0.3, 6),
+    "pgd": (pgd.PGD(epsilon=0.1, steps=5), 0.1, 3),
+    "colour": (pgd.PGD(epsilon=8 / 255, steps=5), 8 / 255, 4),
+}
+"""How each is trained, the radius that it is attacked at, and epochs."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    settle(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def data(name: str) -> Dataset:
+    variable = "HEDGEROW_CIFAR10" if name == "colour" else "HEDGEROW_DATA"
+    if variable not in os.environ:
+        pytest.skip(f"{variable} names no folder")
+    return ImageFolder(root=Path(os.environ[variable])) if name == "colour" else Mnist(validation=1000)
+
+
+@cache
+def trained(name: str) -> Finished:
+    objective, _, epochs = NETS[name]
+    training = Train(
+        data=data(name),
+        architecture=SmallCNN(),
+        objective=objective,
+        optimizer=Adam(learning_rate=2e-3 if name in ("pgd", "colour") else 5e-3),
+        schedule=OneCycle(warmup=0.4),
+        epochs=epochs,
+    )
+    result = training.run(Alone())
+    return Finished(result.metrics, result.files)
+
+
+@cache
+def ours(name: str, *attacks: Attack) -> dict[str, Any]:
+    task = Evaluate(data=data(name), architecture=SmallCNN(), attacks=attacks, epsilons=(NETS[name][1],), count=COUNT)
+    return task.run(Alone(), trained=trained(name)).metrics
+
+
+def robust(name: str, *attacks: Attack) -> float:
+    accuracy: float = ours(name, *attacks)["robust"][0]["accuracy"]
+    return accuracy
+
+
+def theirs(name: str, attacks: list[str]) -> float:
+    reference = pytest.importorskip("pyautoattack")
+    model: nn.Module = SmallCNN().build(data(name).signature())
+    restore(model, trained(name).read("weights.safetensors"))
+    model.eval().requires_grad_(False)
+    examples = data(name).load("test")
+    images, labels = examples.images[:COUNT].float() / 255, examples.labels[:COUNT]
+    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
+        attack = reference.AutoAttack(model, norm="Linf", eps=NETS[name][1], version="standard", device="cpu", seed=0)
+        attack.attacks_to_run = attacks
+        perturbed, _ = attack.run_standard_evaluation(images, labels, batch_size=250)
+    with torch.no_grad():
+        return float((model(perturbed).argmax(dim=1) == labels).double().mean())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_autoattack_agrees_with_the_reference(name: str) -> None:
+    found = robust(name, AutoAttack())
+    reference = theirs(name, ["apgd-ce", "apgd-t", "fab-t", "square"])
+    assert found - reference <= 0.002 + 1e-9
+    assert reference - found <= 0.006 + 1e-9
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_apgd_agrees_with_the_reference(name: str) -> None:
+    found, reference = robust(name, APGD()), theirs(name, ["apgd-ce"])
+    assert abs(found - reference) <= 0.006 + 1e-9
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_stronger_attacks_leave_no_more_standing(name: str) -> None:
+    ladder = (FGSM(), PGD(), PGD(restarts=5), AutoAttack())
+    found = [robust(name, attack) for attack in ladder]
+    assert found == sorted(found, reverse=True)
+
+
+def test_pgd_alone_overstates_the_robustness_of_fast_training() -> None:
+    gap = robust("fgsm-rs", PGD(steps=40, relative_step=1 / 30)) - robust("fgsm-rs", AutoAttack())
+    assert gap > 0.05

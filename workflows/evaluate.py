@@ -1,0 +1,236 @@
+"""Evaluation of trained networks: robustness in shards, common corruptions, calibration under attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from cluster.flow import Flow, Handle
+from cluster.runs import Finished
+from tasks.attacks import Attack
+from tasks.attacks.transfer import Transfer
+from tasks.component import Placement, kind_of
+from tasks.corruptions import SEVERITIES, Corruption, benchmark
+from tasks.data import Dataset, Signature
+from tasks.measuring.calibrate import CalibrateAttacked
+from tasks.measuring.corrupted import EvaluateCorrupted
+from tasks.measuring.evaluate import Evaluate
+from tasks.measuring.merge import MergeOutcomes
+from tasks.models import Architecture
+from tasks.training.imported import ImportWeights
+from workflows import Workflow
+from workflows.evaluation_report import report_on
+from workflows.report import Report
+from workflows.subjects import Model, StoredStep, Subject, at_path, subject_of
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$")]
+Epsilon = Annotated[float, Field(gt=0)]
+
+
+class EvaluateModels(Workflow):
+    """Accuracy of trained networks under attacks and corruptions (Croce et al. 2021; Hendrycks & Dietterich 2019)."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    models: dict[Name, Model] = Field(min_length=1)
+    """What is measured, by a name of one's choice: a training, a checkpoint, or a stored step. The others are compared
+    with the first, example by example."""
+    split: Literal["validation", "test"] = "test"
+    """Validation to choose by, test to report."""
+    weights: Literal["last", "best"] = "last"
+    """Of a training: those after the last step, or those of the best validation."""
+    attacks: tuple[Attack, ...] = ()
+    """Tried in this order. A `transfer` attack names another model as its `source`, and leaves that one alone."""
+    epsilons: tuple[Epsilon, ...] = ()
+    """Radii in input units, rising."""
+    examples: int | None = Field(default=None, ge=1)
+    """How many examples of the split, drawn evenly over its classes; all unless given."""
+    seed: int = 0
+    """Of the drawn examples and of all noise."""
+    votes: int = Field(default=1, ge=1)
+    """Forward passes whose mean probabilities decide, for networks that draw random numbers."""
+    shard_size: int = Field(default=250, ge=1)
+    """Examples that one step attacks."""
+    corruptions: tuple[Corruption, ...] = ()
+    """Common corruptions to measure under; `benchmark` stands for the fifteen that are usually reported."""
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = SEVERITIES
+    """Of the corruptions, rising."""
+    calibrate: bool = False
+    """Whether to measure how sure the networks are under attack, at the same epsilons."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of a step."""
+    gpus: Annotated[float, Placement()] = Field(default=0, ge=0)
+    """GPUs, or a fraction of one, of a step."""
+
+    @field_validator("corruptions", mode="before")
+    @classmethod
+    def _benchmark_by_name(cls, given: Any) -> Any:
+        return benchmark() if given == "benchmark" else given
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        if "trained" in self.models:
+            raise ValueError("no model can be called 'trained': steps call the network that they measure so")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_are_known(self) -> Self:
+        for place, attack in enumerate(self.attacks):
+            if isinstance(attack, Transfer) and attack.source not in self.models:
+                raise ValueError(
+                    f"attacks.{place}.source: no model is called '{attack.source}'; allowed: {', '.join(self.models)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_has_a_ball(self) -> Self:
+        if self.calibrate and (not self.attacks or self.attacks[0].norm not in ("linf", "l2")):
+            raise ValueError("calibrate: needs attacks and epsilons in norm linf or l2")
+        return self
+
+    def check(self) -> None:
+        """Builds each network without weights, compares checkpoints with it, and counts examples.
+
+        What a stored step holds is looked up when its run is planned, which is before any work starts too.
+        """
+        for name, model in self.models.items():
+            if isinstance(model, StoredStep):
+                continue
+            with at_path(f"models.{name}"):
+                _build(model.architecture, model.data.signature())
+                self.count(model.data)
+                if isinstance(model, ImportWeights):
+                    model.check()
+            with at_path(f"attacks on {name}"):
+                surrogates = dict.fromkeys(self.sources(name), model.architecture)
+                whole = self.evaluation(name, model.data, model.architecture, surrogates)
+            with at_path(f"corruptions of {name}"):
+                list(self.corrupted(whole))
+
+    async def run(self, flow: Flow) -> None:
+        """All models side by side."""
+        subjects = {}
+        for name, model in self.models.items():
+            with at_path(f"models.{name}"):
+                subjects[name] = await subject_of(flow.at(model=name), model, self.weights)
+        await flow.together(*(step for name in subjects for step in self.measured(flow.at(model=name), name, subjects)))
+
+    def measured(self, flow: Flow, name: str, subjects: Mapping[str, Subject]) -> Iterator[Handle]:
+        """One network: attacked shard by shard, corrupted, and asked how sure it is."""
+        trained, data = subjects[name].trained, subjects[name].data
+        surrogates = {source: subjects[source] for source in self.sources(name)}
+        for source, surrogate in surrogates.items():
+            _require_same_images(f"{source} to {name}", surrogate.data.signature(), data.signature())
+        architectures = {source: surrogate.architecture for source, surrogate in surrogates.items()}
+        handles = {source: surrogate.trained for source, surrogate in surrogates.items()}
+        with at_path(f"attacks on {name}"):
+            whole = self.evaluation(name, data, subjects[name].architecture, architectures)
+        shards = {}
+        for shard, first in enumerate(range(0, self.count(data), self.shard_size)):
+            stretch = whole.model_copy(update={"first": first, "count": self.shard_size})
+            shards[f"shard{shard:04d}"] = flow.at(shard=shard).step(stretch, trained=trained, **handles)
+        yield flow.step(MergeOutcomes(attacks=whole.attacks, votes=self.votes), **shards)
+        with at_path(f"corruptions of {name}"):
+            corrupted = list(self.corrupted(whole))
+        for task in corrupted:
+            yield flow.at(corruption=kind_of(type(task.corruptions[0]))).step(task, trained=trained)
+        if self.calibrate:
+            yield flow.step(self.calibration(whole), trained=trained)
+
+    def sources(self, name: str) -> list[str]:
+        """The models whose adversarial images are tried on this one."""
+        found = (attack.source for attack in self.attacks if isinstance(attack, Transfer) and attack.source != name)
+        return list(dict.fromkeys(found))
+
+    def evaluation(
+        self, name: str, data: Dataset, architecture: Architecture, surrogates: Mapping[str, Architecture]
+    ) -> Evaluate:
+        """How a model is attacked, all examples at once: what comes from it is no transfer to it.
+
+        Raises:
+            ValueError: attacks and epsilons do not fit each other.
+        """
+        attacks = tuple(each for each in self.attacks if not (isinstance(each, Transfer) and each.source == name))
+        return Evaluate(
+            data=data,
+            architecture=architecture,
+            split=self.split,
+            weights=self.weights,
+            attacks=attacks,
+            epsilons=self.epsilons if attacks or not self.attacks else (),
+            examples=self.examples,
+            seed=self.seed,
+            votes=self.votes,
+            surrogates=dict(surrogates),
+            threads=self.threads,
+            gpus=self.gpus,
+        )
+
+    def corrupted(self, whole: Evaluate) -> Iterator[EvaluateCorrupted]:
+        """The same model and examples, a task for each corruption.
+
+        Raises:
+            ValueError: a corruption is given twice, or severities do not rise.
+        """
+        if not self.corruptions:
+            return
+        together = EvaluateCorrupted(
+            data=whole.data,
+            architecture=whole.architecture,
+            split=self.split,
+            weights=self.weights,
+            examples=self.examples,
+            seed=self.seed,
+            corruptions=self.corruptions,
+            severities=self.severities,
+            threads=self.threads,
+            gpus=self.gpus,
+        )
+        for corruption in self.corruptions:
+            yield together.model_copy(update={"corruptions": (corruption,)})
+
+    def calibration(self, whole: Evaluate) -> CalibrateAttacked:
+        """How sure the same model is of the same examples."""
+        return CalibrateAttacked.model_validate(
+            {
+                "data": whole.data,
+                "architecture": whole.architecture,
+                "split": self.split,
+                "weights": self.weights,
+                "norm": self.attacks[0].norm,
+                "epsilons": self.epsilons,
+                "examples": self.examples,
+                "seed": self.seed,
+                "threads": self.threads,
+                "gpus": self.gpus,
+            }
+        )
+
+    def count(self, data: Dataset) -> int:
+        """How many examples are measured.
+
+        Raises:
+            ValueError: the split has fewer.
+        """
+        held = len(data.load(self.split))
+        if self.examples is not None and self.examples > held:
+            raise ValueError(f"examples is {self.examples}, but the {self.split} split holds {held}")
+        return self.examples or held
+
+    def report(self, finished: Sequence[Finished]) -> Report:
+        """Robust accuracy over epsilon for each model, with what stands behind the figures."""
+        return report_on(self, finished)
+
+
+def _build(architecture: Architecture, data: Signature) -> None:
+    with torch.device("meta"):
+        architecture.build(data)
+
+
+def _require_same_images(between: str, source: Signature, target: Signature) -> None:
+    shapes = [(each.channels, each.height, each.width, each.classes) for each in (source, target)]
+    if shapes[0] != shapes[1]:
+        words = " and ".join("{}x{}x{} in {} classes".format(*shape) for shape in shapes)
+        raise ValueError(f"attacks: transfer from {between}: their images differ: {words}")

@@ -1,0 +1,139 @@
+"""What an evaluation measures: a training, a checkpoint of one's own, or any stored step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_validator
+
+from cluster.flow import Flow, Handle
+from cluster.ledger import Published
+from tasks.component import Component, kind_of
+from tasks.data import Dataset
+from tasks.measuring.subject import FILES
+from tasks.models import Architecture
+from tasks.training.imported import ImportWeights
+from tasks.training.train import Train
+
+Part = TypeVar("Part", bound=Component)
+
+
+class StoredStep(Component):
+    """A finished training or import, by its key in the store."""
+
+    kind: Literal["stored"] = "stored"
+    step: str = Field(pattern=r"^[0-9a-f]{4,64}$")
+    """The key, or an unambiguous beginning of at least 4 digits."""
+    data: Dataset | None = None
+    """What to measure on; what it was trained on unless given. Needed if where that lies is not known here."""
+
+    @field_validator("step", mode="before")
+    @classmethod
+    def _is_text(cls, given: Any) -> Any:
+        if isinstance(given, int | float):
+            raise ValueError("YAML reads these digits as a number: put the key in quotes")
+        return given
+
+
+def _of_its_kind(given: Any) -> Any:
+    """Reads a mapping as what its `kind` says; pydantic's own choice would put the kind into the paths of mistakes."""
+    kinds = {kind_of(model): model for model in (Train, ImportWeights, StoredStep)}
+    known = isinstance(given, Mapping) and given.get("kind") in kinds
+    return kinds[given["kind"]].model_validate(given) if known else given
+
+
+Model = Annotated[Train | ImportWeights | StoredStep, Field(discriminator="kind"), BeforeValidator(_of_its_kind)]
+"""Where a network comes from."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to measure."""
+
+    trained: Handle
+    data: Dataset
+    architecture: Architecture
+
+
+async def subject_of(
+    flow: Flow, model: Train | ImportWeights | StoredStep, weights: Literal["last", "best"]
+) -> Subject:
+    """The step that yields the network, asked for, and what is to be known of it.
+
+    Raises:
+        ValueError: a stored step is not there, holds no network, or does not say enough of it.
+    """
+    if not isinstance(model, StoredStep):
+        return Subject(flow.step(model), model.data, model.architecture)
+    trained = await flow.stored(model.step)
+    published = await trained.published()
+    task: Mapping[str, Any] = published.manifest["task"]
+    what = f"step {published.key[:12]} is a '{task['kind']}'"
+    if "architecture" not in task or FILES[weights] not in published.manifest["files"]:
+        raise ValueError(f"{what}: it holds no network; give the key of a training or of an import")
+    try:
+        architecture = _rebuilt(Architecture, task["architecture"])
+    except ValueError as problem:
+        raise ValueError(f"{what} of an architecture that is not known here: {problem}") from None
+    data = model.data
+    if data is None:
+        try:
+            data = _rebuilt(Dataset, task["data"])
+        except ValueError as problem:
+            raise ValueError(f"{what} on data that are not known here; give `data`: {problem}") from None
+    _require_fit(published, data, architecture)
+    return Subject(trained, data, architecture)
+
+
+@contextmanager
+def at_path(path: str) -> Iterator[None]:
+    """Puts the path of a field before what is wrong with it, in one line."""
+    try:
+        yield
+    except ValidationError as error:
+        mistakes = [(mistake["loc"], mistake["msg"].removeprefix("Value error, ")) for mistake in error.errors()]
+        words = "; ".join(": ".join(filter(None, (".".join(map(str, loc)), words))) for loc, words in mistakes)
+        raise ValueError(f"{path}: {words}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _rebuilt(family: type[Part], record: Mapping[str, Any]) -> Part:
+    """The component that a manifest names.
+
+    Raises:
+        ValueError: its fields do not say all of it, or what is made of them here is another one.
+    """
+    with at_path(str(record["kind"])):
+        made: Part = TypeAdapter(family).validate_python(_configured(record))
+        if made.identity() != record:
+            raise ValueError("the content or the version differs from that of the step")
+    return made
+
+
+def _configured(identity: Any) -> Any:
+    """An identity without what is no field: the version of the code, and the fingerprint of the content."""
+    if isinstance(identity, list):
+        return [_configured(item) for item in identity]
+    if not isinstance(identity, Mapping):
+        return identity
+    added = {"version", "fingerprint"} if "kind" in identity else set[str]()
+    return {name: _configured(item) for name, item in identity.items() if name not in added}
+
+
+def _require_fit(published: Published, data: Dataset, architecture: Architecture) -> None:
+    """Compares the number of parameters: cheaper than the weights, which nobody has read so far."""
+    signature = data.signature()
+    with torch.device("meta"):
+        network = architecture.build(signature)
+    needed = sum(parameter.numel() for parameter in network.parameters())
+    if published.metrics["parameters"] != needed:
+        raise ValueError(
+            f"step {published.key[:12]} has {published.metrics['parameters']:,} parameters, but "
+            f"{kind_of(type(architecture))} for images of {signature.channels}x{signature.height}x{signature.width} in "
+            f"{signature.classes} classes has {needed:,}: give data of the shape and classes that it was trained on"
+        )
