@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, StringConstraints, model_validator
+from pydantic_core import core_schema
 
 from cluster.flow import Flow, Handle
 from cluster.runs import Finished
@@ -28,6 +29,20 @@ from workflows.subjects import Model, StoredStep, Subject, at_path, subject_of
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$")]
 Epsilon = Annotated[float, Field(gt=0)]
+
+
+class _OrBenchmark:
+    """Lets the name `benchmark` stand for the fifteen corruptions of the benchmark."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda given: benchmark() if given == "benchmark" else given, handler(source)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [{"const": "benchmark"}, handler(schema)]}
 
 
 class EvaluateModels(Workflow):
@@ -53,7 +68,7 @@ class EvaluateModels(Workflow):
     """Forward passes whose mean probabilities decide, for networks that draw random numbers."""
     shard_size: int = Field(default=250, ge=1)
     """Examples that one step attacks."""
-    corruptions: tuple[Corruption, ...] = ()
+    corruptions: Annotated[tuple[Corruption, ...], _OrBenchmark()] = ()
     """Common corruptions to measure under; `benchmark` stands for the fifteen that are usually reported."""
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = SEVERITIES
     """Of the corruptions, rising."""
@@ -63,11 +78,6 @@ class EvaluateModels(Workflow):
     """CPU threads of a step."""
     gpus: Annotated[float, Placement()] = Field(default=0, ge=0)
     """GPUs, or a fraction of one, of a step."""
-
-    @field_validator("corruptions", mode="before")
-    @classmethod
-    def _benchmark_by_name(cls, given: Any) -> Any:
-        return benchmark() if given == "benchmark" else given
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Self:
