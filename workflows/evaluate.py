@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-import torch
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, StringConstraints, model_validator
 from pydantic_core import core_schema
+from torch import nn
 
 from cluster.flow import Flow, Handle
 from cluster.runs import Finished
@@ -25,7 +25,7 @@ from tasks.training.imported import ImportWeights
 from workflows import Workflow
 from workflows.evaluation_report import report_on
 from workflows.report import Report
-from workflows.subjects import Model, StoredStep, Subject, at_path, subject_of
+from workflows.subjects import Model, StoredStep, Subject, at_path, subject_of, without_weights
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$")]
 Epsilon = Annotated[float, Field(gt=0)]
@@ -70,7 +70,7 @@ class EvaluateModels(Workflow):
     """Examples that one step attacks."""
     corruptions: Annotated[tuple[Corruption, ...], _OrBenchmark()] = ()
     """Common corruptions to measure under; `benchmark` stands for the fifteen that are usually reported."""
-    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = SEVERITIES
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(default=SEVERITIES, min_length=1)
     """Of the corruptions, rising."""
     calibrate: bool = False
     """Whether to measure how sure the networks are under attack, at the same epsilons."""
@@ -92,6 +92,10 @@ class EvaluateModels(Workflow):
                 raise ValueError(
                     f"attacks.{place}.source: no model is called '{attack.source}'; allowed: {', '.join(self.models)}"
                 )
+            if isinstance(attack, Transfer) and len(self.models) == 1:
+                raise ValueError(
+                    f"attacks.{place}: a transfer from '{attack.source}' needs another model to attack; there is none"
+                )
         return self
 
     @model_validator(mode="after")
@@ -101,7 +105,7 @@ class EvaluateModels(Workflow):
         return self
 
     def check(self) -> None:
-        """Builds each network without weights, compares checkpoints with it, and counts examples.
+        """Builds each network without weights, compares checkpoints and attacks with it, and counts examples.
 
         What a stored step holds is looked up when its run is planned, which is before any work starts too.
         """
@@ -109,11 +113,14 @@ class EvaluateModels(Workflow):
             if isinstance(model, StoredStep):
                 continue
             with at_path(f"models.{name}"):
-                _build(model.architecture, model.data.signature())
+                network = without_weights(model.architecture, model.data.signature())
                 self.count(model.data)
                 if isinstance(model, ImportWeights):
                     model.check()
+                else:
+                    model.data.load("train")
             with at_path(f"attacks on {name}"):
+                self.check_attacks(network)
                 surrogates = dict.fromkeys(self.sources(name), model.architecture)
                 whole = self.evaluation(name, model.data, model.architecture, surrogates)
             with at_path(f"corruptions of {name}"):
@@ -125,6 +132,9 @@ class EvaluateModels(Workflow):
         for name, model in self.models.items():
             with at_path(f"models.{name}"):
                 subjects[name] = await subject_of(flow.at(model=name), model, self.weights)
+            if isinstance(model, StoredStep):  # nothing was known of its network before
+                with at_path(f"attacks on {name}"):
+                    self.check_attacks(without_weights(subjects[name].architecture, subjects[name].data.signature()))
         await flow.together(*(step for name in subjects for step in self.measured(flow.at(model=name), name, subjects)))
 
     def measured(self, flow: Flow, name: str, subjects: Mapping[str, Subject]) -> Iterator[Handle]:
@@ -141,13 +151,23 @@ class EvaluateModels(Workflow):
         for shard, first in enumerate(range(0, self.count(data), self.shard_size)):
             stretch = whole.model_copy(update={"first": first, "count": self.shard_size})
             shards[f"shard{shard:04d}"] = flow.at(shard=shard).step(stretch, trained=trained, **handles)
-        yield flow.step(MergeOutcomes(attacks=whole.attacks, votes=self.votes), **shards)
+        merge = MergeOutcomes(attacks=whole.attacks, classes=data.signature().classes, votes=self.votes)
+        yield flow.step(merge, **shards)
         with at_path(f"corruptions of {name}"):
             corrupted = list(self.corrupted(whole))
         for task in corrupted:
             yield flow.at(corruption=kind_of(type(task.corruptions[0]))).step(task, trained=trained)
         if self.calibrate:
             yield flow.step(self.calibration(whole), trained=trained)
+
+    def check_attacks(self, network: nn.Module) -> None:
+        """Asks each attack whether it can attack this network.
+
+        Raises:
+            ValueError: one cannot.
+        """
+        for attack in self.attacks:
+            attack.check_model(network)
 
     def sources(self, name: str) -> list[str]:
         """The models whose adversarial images are tried on this one."""
@@ -232,11 +252,6 @@ class EvaluateModels(Workflow):
     def report(self, finished: Sequence[Finished]) -> Report:
         """Robust accuracy over epsilon for each model, with what stands behind the figures."""
         return report_on(self, finished)
-
-
-def _build(architecture: Architecture, data: Signature) -> None:
-    with torch.device("meta"):
-        architecture.build(data)
 
 
 def _require_same_images(between: str, source: Signature, target: Signature) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Results = list[dict[str, Any]]
 
+INTERVAL = "interval (95 %)"
+
 
 def report_on(evaluation: EvaluateModels, finished: Sequence[Finished]) -> Report:
     """The report on what is finished so far.
@@ -30,6 +32,7 @@ def report_on(evaluation: EvaluateModels, finished: Sequence[Finished]) -> Repor
         evaluation: the workflow.
         finished: its steps.
     """
+    finished = list(_current(finished))
     merged = {step.at["model"]: step for step in finished if step.kind == "merge-outcomes"}
     merged = {name: merged[name] for name in evaluation.models if name in merged}
     points = [point for name, step in merged.items() for point in _points(name, step)]
@@ -39,16 +42,27 @@ def report_on(evaluation: EvaluateModels, finished: Sequence[Finished]) -> Repor
     calibrated = [point for step in finished if step.kind == "calibrate-attacked" for point in _calibrated(step)]
     return Report(
         title=f"Robustness of {', '.join(evaluation.models)}{' on ' if data else ''}{', '.join(data)}",
-        columns=["model", "ε", "accuracy %", "95 % interval", "broken by"],
+        columns=["model", "ε", "accuracy %", INTERVAL, "broken by"],
         rows=[_row(point) for point in points],
         results=[*points, *compared, *corrupted, *calibrated],
         sections=[section for section in _sections(compared, corrupted, calibrated) if section.rows],
-        notes=[*_threat(evaluation), *_examples(evaluation, merged), *complaints, *_warnings(merged)],
+        notes=[*_warnings(merged), *complaints, *_threat(evaluation), *_examples(evaluation, merged)],
+        about=_about(evaluation, merged),
         curves=[_curve(name, points) for name in merged] if evaluation.epsilons else (),
         x_label=f"ε, {evaluation.attacks[0].norm if evaluation.attacks else 'linf'}",
         y_label=f"{evaluation.split} accuracy, %",
         linear=True,
     )
+
+
+def _current(finished: Sequence[Finished]) -> Iterator[Finished]:
+    """The first step of each kind at each place: those after it were named by an earlier version of the code."""
+    seen = set[tuple[Any, ...]]()
+    for step in finished:
+        place = (step.kind, *sorted(step.at.items()))
+        if place not in seen:
+            seen.add(place)
+            yield step
 
 
 def _points(name: str, step: Finished) -> Results:
@@ -60,7 +74,8 @@ def _points(name: str, step: Finished) -> Results:
 
 
 def _row(point: Mapping[str, Any]) -> list[str]:
-    broken = ", ".join(f"{attack} {count}" for attack, count in point["broken_by"].items() if count)
+    most_first = sorted(point["broken_by"].items(), key=lambda entry: -entry[1])
+    broken = ", ".join(f"{attack} {count}" for attack, count in most_first if count)
     return [
         point["model"],
         f"{point['epsilon']:g}" if point["epsilon"] else "clean",
@@ -113,17 +128,17 @@ def _calibrated(step: Finished) -> Results:
 
 def _sections(compared: Results, corrupted: Results, calibrated: Results) -> Iterator[Section]:
     yield Section(
-        "Compared on the same examples",
-        ["model", "against", "ε", "difference %", "95 % interval", "only first right", "only second right", "p"],
+        f"Compared with {compared[0]['against'] if compared else ''} on the same examples: gained are those that only "
+        "this model gets right, lost those that only the other does",
+        ["model", "ε", "difference %", INTERVAL, "gained", "lost", "p"],
         [
             [
                 point["model"],
-                point["against"],
                 f"{point['epsilon']:g}" if point["epsilon"] else "clean",
                 f"{100 * point['difference']:+.1f}",
                 f"{100 * point['low']:+.1f} to {100 * point['high']:+.1f}",
-                str(point["first_only"]),
                 str(point["second_only"]),
+                str(point["first_only"]),
                 f"{point['p_value']:.2g}",
             ]
             for point in compared
@@ -132,7 +147,7 @@ def _sections(compared: Results, corrupted: Results, calibrated: Results) -> Ite
     yield _corruptions(corrupted)
     yield Section(
         "Calibration under PGD-20 to its last iterate",
-        ["model", "ε", "accuracy %", "ECE %", "confidence % when right", "confidence % when wrong"],
+        ["model", "ε", "accuracy %", "ECE %", "confidence when right %", "confidence when wrong %"],
         [
             [
                 point["model"],
@@ -157,8 +172,9 @@ def _corruptions(corrupted: Results) -> Section:
             accuracies |= {"mean of the 15": [mean(column) for column in zip(*benchmark, strict=True)]}
         rows += [[model, kind, *map(_percent, each), _percent(mean(each))] for kind, each in accuracies.items()]
     return Section(
-        "Accuracy in percent under corruptions like CIFAR-10-C's, not comparable with published figures",
-        ["model", "corruption", *(f"severity {severity}" for severity in severities), "mean"],
+        f"Accuracy in percent under corruptions at severity {', '.join(map(str, severities))}: like CIFAR-10-C's, not "
+        "comparable with published figures",
+        ["model", "corruption", *map(str, severities), "mean"],
         rows,
     )
 
@@ -166,6 +182,7 @@ def _corruptions(corrupted: Results) -> Section:
 def _threat(evaluation: EvaluateModels) -> Iterator[str]:
     """What the attacker may do and what was tried."""
     if not evaluation.attacks:
+        yield f"no attacks: nothing is said of robustness; seed of examples and corruptions: {evaluation.seed}"
         return
     radii = ", ".join(f"{epsilon:g}" for epsilon in evaluation.epsilons)
     yield (
@@ -176,7 +193,37 @@ def _threat(evaluation: EvaluateModels) -> Iterator[str]:
     if any(isinstance(attack, Transfer) for attack in evaluation.attacks):
         yield "transfer attacks leave the model that they come from alone: there they would be no transfer"
     votes = f", mean of {evaluation.votes} passes decides" if evaluation.votes > 1 else ""
-    yield f"seed of examples and attacks: {evaluation.seed}{votes}; what stands, stands against these attacks only"
+    yield f"seed of examples and of all noise: {evaluation.seed}{votes}; what stands, stands against these attacks only"
+
+
+def _about(evaluation: EvaluateModels, merged: Mapping[str, Finished]) -> dict[str, Any]:
+    """Threat model, attacks, seed, and for each model the places of its examples in the split and its warnings."""
+    return {
+        "threat": {"norm": evaluation.attacks[0].norm, "epsilons": list(evaluation.epsilons), "box": [0, 1]}
+        if evaluation.attacks
+        else None,
+        "attacks": [attack.model_dump(mode="json") for attack in evaluation.attacks],
+        "votes": evaluation.votes,
+        "seed": evaluation.seed,
+        "split": evaluation.split,
+        "weights": evaluation.weights,
+        "models": {
+            name: {
+                "step": step.step.key,
+                "warnings": step.metrics["warnings"],
+                "examples": _indices(step) if evaluation.examples else "all",
+            }
+            for name, step in merged.items()
+        },
+    }
+
+
+def _indices(step: Finished) -> list[int] | None:
+    """Of the examples in the split; None where the file is damaged."""
+    try:
+        return Outcomes.from_bytes(step.step.read(FILE)).indices.tolist()
+    except Damaged:
+        return None
 
 
 def _described(attack: Attack) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from statistics import mean
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from cluster.flow import Flow, Handle
 from cluster.runs import Finished
 from tasks.attacks import Attack
+from tasks.attacks.transfer import Transfer
 from tasks.component import kind_of
 from tasks.measuring.evaluate import Evaluate
 from tasks.models.prunable import output_layer, prunable
@@ -23,6 +23,7 @@ from tasks.seeds import seed_of
 from tasks.training.train import Train
 from workflows import Workflow
 from workflows.report import Curve, Report
+from workflows.subjects import at_path, without_weights
 
 Control = Literal["reinit", "shuffled"]
 
@@ -58,8 +59,8 @@ class IMP(Workflow):
     """Which network of each training is measured: the last, or the best by validation."""
     attacks: tuple[Attack, ...] = ()
     """What robust accuracy is measured with."""
-    epsilons: tuple[float, ...] = ()
-    """Budgets of the attacks."""
+    epsilons: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Budgets of the attacks, rising."""
     examples: int | None = Field(default=None, ge=1)
     """Test examples that are attacked; all when not given."""
 
@@ -67,6 +68,16 @@ class IMP(Workflow):
     def _has_one_length(self) -> Self:
         if (self.levels is None) == (self.sparsity is None):
             raise ValueError("give either levels or sparsity")
+        return self
+
+    @model_validator(mode="after")
+    def _has_no_surrogates(self) -> Self:
+        for place, attack in enumerate(self.attacks):
+            if isinstance(attack, Transfer):
+                raise ValueError(
+                    f"attacks.{place}: a transfer takes images from another network, and here is none: measure "
+                    "the trained steps with the recipe `evaluate`"
+                )
         return self
 
     @model_validator(mode="after")
@@ -81,8 +92,15 @@ class IMP(Workflow):
         steps = self.train.epochs * math.ceil(len(self.train.data.load("train")) / self.train.batch_size)
         if self.rewind_step >= steps:
             raise ValueError(f"rewind_step: {self.rewind_step} (training has {steps} steps; it must be fewer)")
-        self.measurement()
+        held = len(self.train.data.load("test"))
+        if self.examples is not None and self.examples > held:
+            raise ValueError(f"examples is {self.examples}, but the test split holds {held}")
         list(self.densities())
+        with at_path("attacks"):
+            self.measurement()
+            network = without_weights(self.train.architecture, self.train.data.signature())
+            for attack in self.attacks:
+                attack.check_model(network)
 
     def densities(self) -> Iterator[float]:
         """The density after each level, by counting alone.
@@ -90,11 +108,8 @@ class IMP(Workflow):
         Raises:
             ValueError: the images do not fit the network, or no level reaches the sparsity.
         """
-        try:
-            with torch.device("meta"):
-                network = self.train.architecture.build(self.train.data.signature())
-        except ValueError as error:
-            raise ValueError(f"train.architecture: {error}") from None
+        with at_path("train.architecture"):
+            network = without_weights(self.train.architecture, self.train.data.signature())
         sizes = {name: kernel.numel() for name, kernel in prunable(network).items()}
         total, spared = sum(sizes.values()), sizes[output_layer(network)]
         own = self.prune.output_layer != "include"

@@ -50,6 +50,8 @@ class Report:
     x_label: str = ""
     y_label: str = ""
     sections: Sequence[Section] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What the results depend on, for machines."""
     linear: bool = False
     """Whether x rises linearly; it falls logarithmically otherwise, as densities do."""
 
@@ -62,14 +64,19 @@ class Report:
         """The rows alone."""
         return _table(self)
 
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        about = {"about": dict(self.about)} if self.about else {}
+        return {"title": self.title, "notes": list(self.notes), **about, "results": list(self.results)}
+
     def write(self, folder: Path) -> list[Path]:
         """Writes `results.json`, `table.md` and, if there is anything to draw, `figure.png`.
 
         Raises:
             OSError: there is no room, or no right to write; what stood there before still does.
         """
-        content = {"title": self.title, "notes": list(self.notes), "results": list(self.results)}
-        files = {"table.md": self._markdown().encode(), "results.json": f"{json.dumps(content, indent=1)}\n".encode()}
+        content = f"{json.dumps(self.record(), indent=1, ensure_ascii=False)}\n"
+        files = {"table.md": self._markdown().encode(), "results.json": content.encode()}
         if any(curve.points for curve in self.curves):
             files = {"figure.png": self._figure(), **files}
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,8 +121,9 @@ class Report:
 
 def _table(shown: Report | Section) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in shown.columns:
-        table.add_column(column.replace(" ", "\n", 1), justify="right", no_wrap=True)
+    for place, column in enumerate(shown.columns):
+        lists = any(", " in row[place] for row in shown.rows)  # where room is short, these break into lines
+        table.add_column(column.replace(" ", "\n", 1), justify="right", no_wrap=not lists)
     for row in shown.rows:
         table.add_row(*row)
     return table

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_validator
+from torch import nn
 
 from cluster.flow import Flow, Handle
 from cluster.ledger import Published
 from tasks.component import Component, kind_of
-from tasks.data import Dataset
+from tasks.data import Dataset, Signature
 from tasks.measuring.subject import FILES
 from tasks.models import Architecture
 from tasks.training.imported import ImportWeights
@@ -42,8 +44,14 @@ class StoredStep(Component):
 def _of_its_kind(given: Any) -> Any:
     """Reads a mapping as what its `kind` says; pydantic's own choice would put the kind into the paths of mistakes."""
     kinds = {kind_of(model): model for model in (Train, ImportWeights, StoredStep)}
-    known = isinstance(given, Mapping) and given.get("kind") in kinds
-    return kinds[given["kind"]].model_validate(given) if known else given
+    if not isinstance(given, Mapping):
+        return given
+    if given.get("kind") not in kinds:
+        close = get_close_matches(str(given.get("kind", "")), list(kinds), n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        found = f"no model is of kind '{given['kind']}'" if "kind" in given else "`kind` is missing"
+        raise ValueError(f"{found}; {hint}allowed: {', '.join(kinds)}")
+    return kinds[given["kind"]].model_validate(given)
 
 
 Model = Annotated[Train | ImportWeights | StoredStep, Field(discriminator="kind"), BeforeValidator(_of_its_kind)]
@@ -89,6 +97,16 @@ async def subject_of(
     return Subject(trained, data, architecture)
 
 
+def without_weights(architecture: Architecture, data: Signature) -> nn.Module:
+    """The network for these images, with shapes but without numbers: nothing is computed.
+
+    Raises:
+        ValueError: it does not take images of this shape.
+    """
+    with torch.device("meta"):
+        return architecture.build(data)
+
+
 @contextmanager
 def at_path(path: str) -> Iterator[None]:
     """Puts the path of a field before what is wrong with it, in one line."""
@@ -128,9 +146,7 @@ def _configured(identity: Any) -> Any:
 def _require_fit(published: Published, data: Dataset, architecture: Architecture) -> None:
     """Compares the number of parameters: cheaper than the weights, which nobody has read so far."""
     signature = data.signature()
-    with torch.device("meta"):
-        network = architecture.build(signature)
-    needed = sum(parameter.numel() for parameter in network.parameters())
+    needed = sum(parameter.numel() for parameter in without_weights(architecture, signature).parameters())
     if published.metrics["parameters"] != needed:
         raise ValueError(
             f"step {published.key[:12]} has {published.metrics['parameters']:,} parameters, but "

@@ -68,6 +68,13 @@ class Attack(Component):
         """A short name that tells it from its siblings."""
         return kind_of(type(self))
 
+    def check_model(self, model: nn.Module) -> None:
+        """Finds, without its weights, whether it can attack this network; nothing is computed.
+
+        Raises:
+            ValueError: it cannot; says why.
+        """
+
     def fallbacks(self, classes: int) -> Iterator[str]:
         """What it does differently on data with so few classes, in words."""
         yield from ()

@@ -14,7 +14,7 @@ from torch import nn
 from tasks.attacks import Attack
 from tasks.attacks.ball import Ball, L1Ball, Norm, ball
 from tasks.attacks.draws import Draws
-from tasks.attacks.losses import climb
+from tasks.attacks.losses import climb, surely_fooled
 from tasks.attacks.strongest import Strongest
 
 Goals = tuple[torch.Tensor, ...]
@@ -218,14 +218,14 @@ class AutoStep(Attack):
     def _run(
         self, ascent: Ascent, model: nn.Module, loss: Callable[..., torch.Tensor], steps: int, best: Strongest | None
     ) -> None:
-        """Takes the steps. With `best` given, examples that fall are noted there and dropped at once."""
+        """Takes the steps. With `best` given, examples that surely fall are noted there and dropped at once."""
         checkpoints = ascent.checkpoints(steps)
         for done in range(steps + 1):
             if done:
                 ascent.move(first=done == 1)
             logits, losses, gradient = climb(model, ascent.current, lambda found: loss(found, *ascent.goals), self.eot)
             if best is not None:
-                standing = logits.argmax(dim=1) == ascent.goals[0]
+                standing = ~surely_fooled(logits, ascent.goals[0], self.eot)
                 kept = standing.nonzero().squeeze(1)
                 if len(kept) < len(standing):
                     fallen = (~standing).nonzero().squeeze(1)
@@ -244,7 +244,7 @@ class AutoStep(Attack):
 def _phases(steps: int) -> list[tuple[float, int]]:
     """For L1: radii in units of the ball's, and the steps in each (Croce & Hein 2021, section 3.3)."""
     early = math.ceil(0.3 * steps)
-    return [(3.0, early), (2.0, early), (1.0, steps - 2 * early)]
+    return [(3.0, early), (2.0, early), (1.0, max(steps - 2 * early, 0))]
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:

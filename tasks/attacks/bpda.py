@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
 from typing import Any, Literal, Self
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from tasks.attacks import Attack
 from tasks.attacks.draws import Draws
+from tasks.component import kind_of
 
 
 class BPDA(Attack):
@@ -23,7 +25,7 @@ class BPDA(Attack):
 
     kind: Literal["bpda"] = "bpda"
     attack: Attack
-    """What attacks; its norm must be given here too."""
+    """What attacks, by gradients of the network; its norm must be given here too."""
     through: tuple[str, ...] = Field(min_length=1)
     """Names of modules, as `named_modules` lists them, or the last parts of these names."""
 
@@ -33,13 +35,32 @@ class BPDA(Attack):
             raise ValueError(f"norm is {self.norm}, but that of the attack inside is {self.attack.norm}")
         return self
 
+    @model_validator(mode="after")
+    def _follows_gradients(self) -> Self:
+        if not self.attack.gradients:
+            raise ValueError(
+                f"{kind_of(type(self.attack))} follows no gradients of the network: give it without `bpda`"
+            )
+        return self
+
     def label(self) -> str:
         """With the name of the attack inside."""
         return f"bpda-{self.attack.label()}"
 
     def parts(self) -> tuple[Attack, ...]:
-        """One for each part of the attack inside."""
-        return tuple(self.model_copy(update={"attack": part}) for part in self.attack.parts())
+        """One for each part of the attack inside; a part that follows no gradients as it is."""
+        return tuple(
+            self.model_copy(update={"attack": part}) if part.gradients else part for part in self.attack.parts()
+        )
+
+    def check_model(self, model: nn.Module) -> None:
+        """Looks up the modules.
+
+        Raises:
+            ValueError: the network has no module of such a name, or the attack inside cannot attack it.
+        """
+        _modules(model, self.through)
+        self.attack.check_model(model)
 
     def fallbacks(self, classes: int) -> Iterator[str]:
         """Those of the attack inside."""
@@ -66,21 +87,36 @@ def straight_through(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]
         names: of its modules, or the last parts of their names.
 
     Raises:
-        ValueError: the network has no module of such a name, or a module changes the shape of its input.
+        ValueError: the network has no module of such a name, or a module changes its input in place, or its shape.
     """
-    modules = dict(model.named_modules())
     with ExitStack() as hooks:
-        for name in names:
-            found = [module for path, module in modules.items() if path == name or path.endswith(f".{name}")]
-            if not found:
-                known = ", ".join(path for path in modules if path)
-                raise ValueError(f"through: the network has no module '{name}'; it has {known}")
-            for module in found:
-                hooks.callback(module.register_forward_hook(_as_identity).remove)
+        for module in _modules(model, names):
+            hooks.callback(module.register_forward_hook(_as_identity).remove)
         yield
 
 
+def _modules(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
+    """Those of these names, each once.
+
+    Raises:
+        ValueError: there is none of some name.
+    """
+    modules = {path: module for path, module in model.named_modules() if path}
+    found: dict[str, nn.Module] = {}
+    for name in names:
+        here = {path: module for path, module in modules.items() if path == name or path.endswith(f".{name}")}
+        if not here:
+            known = [*modules, *(path.rpartition(".")[2] for path in modules)]
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise ValueError(f"through: the network has no module '{name}'; {hint}it has {', '.join(modules)}")
+        found |= here
+    return list(found.values())
+
+
 def _as_identity(module: nn.Module, given: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    if output is given[0]:
+        raise ValueError("through: a module changes its input in place, and its gradient with it; build it otherwise")
     if output.shape != given[0].shape:
         raise ValueError(
             f"through: a module turns {tuple(given[0].shape)} into {tuple(output.shape)}; shapes must agree"

@@ -56,7 +56,9 @@ def climb(
         images: (N, C, H, W).
         loss: logits to (N,).
         eot: forward passes whose losses and gradients are averaged, for models that draw random numbers (expectation
-            over transformation, Athalye et al. 2018). The logits are then the logarithm of the mean probabilities.
+            over transformation, Athalye et al. 2018). The logits are then the logarithm of the summed probabilities.
+
+    Where a model overflows and the gradient is not a number, it is zero: the image stays where it is, and in range.
     """
     images = images.detach().requires_grad_()
     logits, losses, gradients = [], [], []
@@ -68,9 +70,35 @@ def climb(
         logits.append(found.detach())
         losses.append(each.detach())
     if eot == 1:
-        return logits[0], losses[0], gradients[0]
-    mean = torch.stack(logits).log_softmax(dim=2).logsumexp(dim=0)
-    return mean, torch.stack(losses).mean(dim=0), torch.stack(gradients).mean(dim=0)
+        return logits[0], losses[0], gradients[0].nan_to_num()
+    gradient = torch.stack(gradients).mean(dim=0).nan_to_num_()
+    return _summed(logits), torch.stack(losses).mean(dim=0), gradient
+
+
+def weigh(
+    model: nn.Module, images: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor], eot: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits and losses of `climb`, without the gradient."""
+    with torch.no_grad():
+        logits = [model(images) for _ in range(eot)]
+        if eot == 1:
+            return logits[0], loss(logits[0])
+        return _summed(logits), torch.stack([loss(found) for found in logits]).mean(dim=0)
+
+
+def surely_fooled(logits: torch.Tensor, labels: torch.Tensor, eot: int = 1) -> torch.Tensor:
+    """Which examples are misclassified for good, (N,) bool: none of a model that needs several passes.
+
+    To stop at the first mean that is wrong would be to stop at the boundary, where the next mean may be right again.
+    """
+    if eot > 1:
+        return torch.zeros_like(labels, dtype=torch.bool)
+    return logits.argmax(dim=1) != labels
+
+
+def _summed(logits: list[torch.Tensor]) -> torch.Tensor:
+    """The logarithm of the sum of the probabilities of several passes."""
+    return torch.stack(logits).log_softmax(dim=2).logsumexp(dim=0)
 
 
 def _at(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from tasks.attacks import Attack
 from tasks.attacks.ball import Ball, ball
 from tasks.attacks.draws import Draws
-from tasks.attacks.losses import climb, cross_entropy
+from tasks.attacks.losses import climb, cross_entropy, surely_fooled, weigh
 from tasks.attacks.strongest import Strongest
 
 
@@ -19,7 +19,7 @@ class PGD(Attack):
     """Projected gradient descent on the cross-entropy from random starts (Madry et al. 2018, section 2.1).
 
     Every iterate is tested, the start and the last one included. An example that falls is dropped at once, and only
-    those that still stand are started again.
+    those that still stand are started again. With `eot` above 1 none is dropped, and the strongest iterate is kept.
     """
 
     version = 2
@@ -42,7 +42,7 @@ class PGD(Attack):
     def search(
         self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: torch.Tensor, draws: Draws
     ) -> torch.Tensor:
-        """For each example the first iterate that fools the model, else the one of greatest loss."""
+        """For each example the first iterate that surely fools the model, else the one of greatest loss."""
         within = ball(self.norm, images, epsilon)
         best = Strongest(images)
         for restart in range(self.restarts):
@@ -64,15 +64,18 @@ class PGD(Attack):
     ) -> None:
         """One restart over the examples `rows`, noting in `best` what it finds."""
         share = self.relative_step or 4 / self.steps
+
+        def loss(logits: torch.Tensor) -> torch.Tensor:
+            return cross_entropy(logits, labels)
+
         for _ in range(self.steps):
-            logits, losses, gradient = climb(model, current, lambda found: cross_entropy(found, labels), self.eot)  # noqa: B023
-            fooled = best.note(rows, current, losses, logits.argmax(dim=1) != labels)
+            logits, losses, gradient = climb(model, current, loss, self.eot)
+            fooled = best.note(rows, current, losses, surely_fooled(logits, labels, self.eot))
             if fooled.all():
                 return
             within.step_(current, gradient, share * within.epsilon)
             if fooled.any():
                 kept = (~fooled).nonzero().squeeze(1)
                 current, labels, rows, within = current[kept], labels[kept], rows[kept], within.at(kept)
-        with torch.no_grad():
-            logits = model(current)
-        best.note(rows, current, cross_entropy(logits, labels), logits.argmax(dim=1) != labels)
+        logits, losses = weigh(model, current, loss, self.eot)
+        best.note(rows, current, losses, surely_fooled(logits, labels, self.eot))

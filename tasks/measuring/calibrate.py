@@ -15,7 +15,7 @@ from tasks.attacks.draws import Draws
 from tasks.data import Dataset
 from tasks.device import device_of, settle
 from tasks.measuring.calibration import expected_calibration_error
-from tasks.measuring.predictions import BLOCK, images_at
+from tasks.measuring.predictions import BLOCK, images_at, require_answers
 from tasks.measuring.robustness import seeded_model
 from tasks.measuring.subject import choose_examples, load_model
 from tasks.models import Architecture
@@ -55,17 +55,20 @@ class CalibrateAttacked(Task):
     """Of the drawn examples and of the attack's starts."""
 
     @model_validator(mode="after")
-    def _epsilons_rise(self) -> Self:
+    def _epsilons_fit(self) -> Self:
         for smaller, larger in zip(self.epsilons, self.epsilons[1:], strict=False):
             if larger <= smaller:
                 raise ValueError(f"epsilons must rise, but {smaller} is followed by {larger}")
+        if self.norm == "linf" and self.epsilons[-1] > 1:
+            raise ValueError(f"epsilon is {self.epsilons[-1]}, but images lie in [0, 1]: at most 1 in norm linf")
         return self
 
     def run(self, context: Context, **inputs: Stored) -> Result:
         """Measures the network of the input `trained`.
 
         Raises:
-            ValueError: the weights do not fit the architecture, or the split has too few examples.
+            ValueError: the weights do not fit the architecture, the split has too few examples, a label is none of the
+                network's classes, or its logits are not finite.
         """
         settle(self.threads)
         device = device_of(self.gpus)
@@ -90,7 +93,9 @@ class CalibrateAttacked(Task):
                         )
                     logits.append(model(images).double().cpu())
                 context.progress(place * len(examples) + int(rows[-1]) + 1, (1 + len(self.epsilons)) * len(examples))
-            found = _calibration(torch.cat(logits), examples.labels)
+            answers = torch.cat(logits)
+            require_answers(answers, examples.labels)
+            found = _calibration(answers, examples.labels)
             levels.append({"epsilon": epsilon, **found, "cost": model.take()})
             if context.should_save():
                 context.save(json.dumps(levels).encode())

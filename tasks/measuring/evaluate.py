@@ -26,7 +26,8 @@ class Evaluate(Task):
     Robust accuracy starts from the examples that are right without attack. Each attack meets what the ones before it
     left (`tasks.measuring.robustness` says at which epsilons); an adversarial image counts once it is checked to lie in
     the ball and in [0, 1] and to be misclassified in float32. What happens to an example depends on the network, the
-    attacks, the epsilons and the seed, and not on which other examples are measured with it.
+    attacks, the epsilons and the seed, and not on which other examples are measured with it. (A network that draws
+    random numbers draws them for a batch: there it depends on `first`, `count` and `batch` too.)
 
     Inputs are `trained`, a finished training, and one for each of `surrogates`, by its name. Metrics are `clean`
     (accuracy, loss, nll, ece, confidence), `robust` (for each epsilon its accuracy, a 95 % interval and the examples
@@ -64,7 +65,7 @@ class Evaluate(Task):
     surrogates: dict[str, Architecture] = Field(default_factory=dict)
     """Other networks, whose images `transfer` attacks try on this one."""
     batch: int = Field(default=128, ge=8)
-    """Examples that go through the network together; changes no outcome on a CPU."""
+    """Examples that go through the network together; on a CPU it changes no outcome of a network without randomness."""
 
     @model_validator(mode="after")
     def _attacks_fit_epsilons(self) -> Self:
@@ -78,6 +79,8 @@ class Evaluate(Task):
             raise ValueError(
                 f"attacks must share one norm, not {' and '.join(sorted(norms))}: an epsilon is a radius in it"
             )
+        if "l0" in norms and (parts := [epsilon for epsilon in self.epsilons if epsilon % 1]):
+            raise ValueError(f"epsilon is {parts[0]}, but norm l0 counts changed values: a whole number")
         if "linf" in norms and self.epsilons[-1] > 1:
             raise ValueError(f"epsilon is {self.epsilons[-1]}, but images lie in [0, 1]: at most 1 in norm linf")
         return self
@@ -109,7 +112,11 @@ class Evaluate(Task):
         indices, examples = self._stretch()
         with seeded_model(device, self.seed, "model", int(indices[0])):
             predictions = predict(model, examples, device, self.votes)
-        attacks = self._bound(inputs, device)
+        surrogates = {
+            name: load_model(architecture, self.data, inputs[name], self.weights, device)
+            for name, architecture in self.surrogates.items()
+        }
+        attacks = tuple(part.crafted_on(surrogates) if isinstance(part, Transfer) else part for part in self.parts())
         siege = Siege(
             model=model,
             examples=examples,
@@ -121,6 +128,7 @@ class Evaluate(Task):
             device=device,
             batch=self.batch,
             votes=self.votes,
+            surrogates=tuple(surrogates.values()),
         )
         clean = model.take()
         probes = probe(siege, predictions.correct) if attacks else {}
@@ -170,14 +178,6 @@ class Evaluate(Task):
         cascade.run(siege, after_block)
         context.progress(total, total)
         return cascade
-
-    def _bound(self, inputs: dict[str, Stored], device: torch.device) -> tuple[Attack, ...]:
-        """The attacks, those that transfer with the network that they come from."""
-        surrogates = {
-            name: load_model(architecture, self.data, inputs[name], self.weights, device)
-            for name, architecture in self.surrogates.items()
-        }
-        return tuple(part.crafted_on(surrogates) if isinstance(part, Transfer) else part for part in self.parts())
 
     def _stretch(self) -> tuple[torch.Tensor, Examples]:
         """The chosen examples between `first` and `first + count`."""

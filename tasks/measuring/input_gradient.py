@@ -19,12 +19,14 @@ kernel, which fills up few channels to a whole vector; from 3 to 16 the kernel w
 def with_fast_input_gradients(model: nn.Module) -> nn.Module:
     """Replaces, in place, convolutions from few channels to many; outputs stay, gradients to within rounding.
 
+    Only plain ones: those that a hook, a parametrisation or a class of their own may alter are left as they are.
+
     Args:
         model: on the CPU, its parameters without gradients.
     """
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.Conv2d) and _suits(child):
+            if type(child) is nn.Conv2d and _suits(child):  # a class of its own may compute something else
                 setattr(parent, name, _FromFewChannels(child))
     return model
 
@@ -32,7 +34,8 @@ def with_fast_input_gradients(model: nn.Module) -> nn.Module:
 def _suits(layer: nn.Conv2d) -> bool:
     plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     frozen = not any(parameter.requires_grad for parameter in layer.parameters())
-    return plain and frozen and layer.out_channels >= SPREAD * layer.in_channels
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return plain and frozen and not hooked and layer.out_channels >= SPREAD * layer.in_channels
 
 
 class _FromFewChannels(nn.Module):

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from tasks.attacks import Attack
 from tasks.attacks.ascent import cross_entropy_gradient
+from tasks.attacks.bpda import BPDA
 from tasks.attacks.draws import Draws
 from tasks.attacks.fgsm import FGSM
+from tasks.attacks.fgsm_rs import FGSMRS
 from tasks.attacks.pgd import PGD
+from tasks.attacks.transfer import Transfer
 from tasks.measuring.outcomes import Outcomes
 from tasks.measuring.predictions import images_at
 from tasks.measuring.robustness import Siege, decided, seeded_model
@@ -27,13 +31,13 @@ def probe(siege: Siege, correct: torch.Tensor) -> dict[str, int]:
     """Looks for the usual causes of masked gradients on the first correct examples (Athalye et al. 2018, section 3).
 
     Returns:
-        how many were `probed`; of those, how many have a gradient that is `zero`; have one that is zero at most pixels,
-        but not at the same pixels of a greyer image (`saturated`); get other logits when asked again (`random`); fall
-        to one step but not to twenty at the middle epsilon (`single`); stand under twenty steps at radius 0.5 in norm
-        linf (`grey`); and how many are of the `commonest` class.
+        how many were `probed`; of those, how many have a gradient that is `zero`; get other logits when asked again
+        (`random`); stand under twenty steps at the middle epsilon, but fall to one step (`single`) or to steps along
+        the gradients of greyer images (`clamped`); stand under twenty steps at radius 0.5 in norm linf (`grey`); and
+        how many are of the `commonest` class.
     """
     rows = correct.nonzero().squeeze(1)[:PROBED]
-    counts = dict.fromkeys(("probed", "zero", "saturated", "random", "single", "grey", "commonest"), 0)
+    counts = dict.fromkeys(("probed", "zero", "random", "single", "clamped", "grey", "commonest"), 0)
     if not len(rows):
         return counts
     model, device = siege.model, siege.device
@@ -45,22 +49,35 @@ def probe(siege: Siege, correct: torch.Tensor) -> dict[str, int]:
         return decided(model, attack.perturb(model, images, labels, epsilon, draws), siege.votes) == labels
 
     with seeded_model(device, siege.seed, "probe", int(siege.indices[rows[0]])):
-        gradient_of = cross_entropy_gradient(model, labels)
-        flat = (gradient_of(images.clone().requires_grad_()) == 0).flatten(1)
-        flat_when_grey = (gradient_of((0.25 + 0.5 * images).requires_grad_()) == 0).flatten(1)
+        gradient = cross_entropy_gradient(model, labels)(images.clone().requires_grad_())
         counts["probed"] = len(rows)
-        counts["zero"] = int(flat.all(dim=1).sum())
-        counts["saturated"] = int(((flat & ~flat_when_grey).double().mean(dim=1) > 0.5).sum())
+        leads = gradient.abs() > 0  # what is not a number leads nowhere either
+        counts["zero"] = int((~leads).flatten(1).all(dim=1).sum())
         with torch.no_grad():
             first = model(images)
             again = torch.stack([(model(images) - first).abs().amax(dim=1) for _ in range(4)]).amax(dim=0)
         counts["random"] = int((again > 1e-4).sum())
         if norm in PGD.norms:
-            weak, strong = FGSM(norm=norm), PGD(norm=norm)
-            counts["single"] = int((standing(strong, middle) & ~standing(weak, middle)).sum())
+            left = standing(PGD(norm=norm), middle)
+            greyer = Transfer(norm=norm, source="greyer").crafted_on({"greyer": _Greyer(model)})
+            counts["single"] = int((left & ~standing(FGSM(norm=norm), middle)).sum())
+            counts["clamped"] = int((left & ~standing(greyer, middle)).sum())
         counts["grey"] = int(standing(PGD(), HUGE).sum())
         counts["commonest"] = int(labels.bincount().max())
     return counts
+
+
+class _Greyer(nn.Module):
+    """The same model at half the contrast: black and white pixels have a way to go before anything clamps them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(0.25 + 0.5 * images)
+        return logits
 
 
 def warnings(
@@ -92,13 +109,12 @@ def _from_probes(probes: Mapping[str, int], attacks: Sequence[Attack], votes: in
     probed = probes["probed"]
     if probes["zero"] > probed / 20:
         yield f"the gradient is zero at {probes['zero']} of {probed} images: gradient attacks cannot see this network"
-    if probes["saturated"] > probed / 20:
+    if probes["clamped"] > probed / 20:
         yield (
-            f"the gradient is zero at most pixels of {probes['saturated']} of {probed} images, but not when these are "
-            "greyer: the network clamps its inputs, or has learned to; attacks need random starts, `square`, or `bpda` "
-            "through the module that clamps"
+            f"gradients of greyer images break {probes['clamped']} of {probed} images that their own do not: the "
+            "network clamps or saturates its inputs; attack it through the module that does, with `bpda`"
         )
-    averaged = votes > 1 and any(getattr(attack, "eot", 1) > 1 for attack in attacks)
+    averaged = votes > 1 and any(getattr(_inside(attack), "eot", 1) > 1 for attack in attacks)
     if probes["random"] and not averaged:
         yield (
             f"the network answers differently each time on {probes['random']} of {probed} images: attack it with "
@@ -116,14 +132,15 @@ def _from_probes(probes: Mapping[str, int], attacks: Sequence[Attack], votes: in
 def _from_curve(outcomes: Outcomes, attacks: Sequence[Attack]) -> Iterator[str]:
     """After Athalye et al. 2018, section 3.1, and the flags of AutoAttack."""
     threat = outcomes.threat
+    blind = [not attack.gradients or isinstance(_inside(attack), FGSM | FGSMRS) for attack in attacks]
+    seeing = blind.index(False) if not all(blind) else len(attacks)  # who wins over none that sees says nothing
     for epsilon in threat.epsilons:
         standing = int(outcomes.standing(epsilon).sum())
         newly = outcomes.broken_at == torch.tensor(epsilon, dtype=torch.float32)
-        for turn in range(len(attacks) - 1, 0, -1):
+        for turn in range(len(attacks) - 1, seeing, -1):
             broken = int((newly & (outcomes.broken_by == turn)).sum())
             standing += broken  # what this attack met: what it broke, what later ones broke, what stands
-            blind = not attacks[turn].gradients or isinstance(attacks[turn], FGSM)
-            if blind and broken > standing / 100:
+            if blind[turn] and broken > standing / 100:
                 yield (
                     f"at epsilon {epsilon:g} {threat.attacks[turn]} broke {broken} of {standing} images that "
                     f"{', '.join(threat.attacks[:turn])} left standing: gradients may be masked"
@@ -134,6 +151,10 @@ def _from_curve(outcomes: Outcomes, attacks: Sequence[Attack]) -> Iterator[str]:
                 f"at epsilon {epsilon:g} all images can be made one grey image, of which {commonest} at most are "
                 f"right, but {int(outcomes.standing(epsilon).sum())} stand: the attacks failed"
             )
+
+
+def _inside(attack: Attack) -> Attack:
+    return attack.attack if isinstance(attack, BPDA) else attack
 
 
 def summed(counts: Sequence[Mapping[str, Any]]) -> dict[str, int]:

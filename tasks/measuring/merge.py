@@ -22,6 +22,8 @@ class MergeOutcomes(Task):
     kind: Literal["merge-outcomes"] = "merge-outcomes"
     attacks: tuple[Attack, ...] = ()
     """Those of the shards."""
+    classes: int = Field(ge=1)
+    """Of the data: examples may be drawn from fewer."""
     votes: int = Field(default=1, ge=1)
     """Those of the shards."""
 
@@ -37,7 +39,7 @@ class MergeOutcomes(Task):
         parts = tuple(part for attack in self.attacks for part in attack.parts())
         probes = summed([each["probes"] for each in metrics])
         rejected = [sum(counts) for counts in zip(*(each["rejected"] for each in metrics), strict=True)]
-        fallbacks = [line for part in parts for line in part.fallbacks(int(outcomes.labels.max()) + 1)]
+        fallbacks = [line for part in parts for line in part.fallbacks(self.classes)]
         return Result(
             {
                 **outcomes.summary(),

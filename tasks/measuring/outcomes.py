@@ -106,11 +106,14 @@ class Outcomes:
         """Those of several stretches of examples as one.
 
         Raises:
-            ValueError: they come from different attacks or epsilons.
+            ValueError: they come from different attacks or epsilons, or share an example.
         """
         threats = {part.threat for part in parts}
         if len(threats) != 1:
             raise ValueError(f"outcomes of {len(threats)} different threats cannot be joined")
+        indices = torch.cat([part.indices for part in parts]).sort().values
+        if len(twice := indices[1:][indices[1:] == indices[:-1]]):
+            raise ValueError(f"example {int(twice[0])} is in more than one of the outcomes to join")
         tensors = [part._tensors() for part in parts]
         return cls(parts[0].threat, **{name: torch.cat([each[name] for each in tensors]) for name in tensors[0]})
 

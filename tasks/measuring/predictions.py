@@ -66,13 +66,22 @@ def predict(model: nn.Module, examples: Examples, device: torch.device, votes: i
             answers = torch.stack([model(images).double().cpu() for _ in range(votes)])
             blocks.append(answers[0] if votes == 1 else answers.log_softmax(dim=2).logsumexp(dim=0))
     logits = torch.cat(blocks)
-    if broken := int((~logits.isfinite()).any(dim=1).sum()):
-        raise ValueError(f"the model's logits are not finite on {broken} of {len(examples)} images; was it trained?")
-    if (highest := int(examples.labels.amax())) >= logits.shape[1]:
-        raise ValueError(f"label {highest} is none of the model's {logits.shape[1]} classes")
+    require_answers(logits, examples.labels)
     confidences, classes = logits.softmax(dim=1).max(dim=1)
     losses = F.cross_entropy(logits, examples.labels, reduction="none")
     return Predictions(classes, confidences.float(), losses.float(), classes == examples.labels)
+
+
+def require_answers(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Refuses logits (N, K) that cannot be judged by labels (N,).
+
+    Raises:
+        ValueError: a logit is not finite, or a label is none of the model's classes.
+    """
+    if broken := int((~logits.isfinite()).any(dim=1).sum()):
+        raise ValueError(f"the model's logits are not finite on {broken} of {len(logits)} images; was it trained?")
+    if (highest := int(labels.amax())) >= logits.shape[1]:
+        raise ValueError(f"label {highest} is none of the model's {logits.shape[1]} classes")
 
 
 def images_at(examples: Examples, rows: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -42,6 +42,8 @@ class Siege:
     """Examples attacked together."""
     votes: int = 1
     """Forward passes whose mean probabilities decide whether an example is broken."""
+    surrogates: Sequence[Gauge] = ()
+    """The networks that `transfer` attacks craft their images on."""
 
     def at_once(self, turn: int) -> bool:
         """Whether this attack looks for the nearest mistake, and there are several epsilons to look it up for."""
@@ -68,7 +70,7 @@ class Cascade:
     rejected: torch.Tensor
     """(A,) int64: images that each attack returned from outside the ball or [0, 1]."""
     cost: torch.Tensor
-    """(A,) int64: images that went through models for each attack, those that check what it returned included."""
+    """(A,) int64: images that went through the network for each attack, those that check what it returned included."""
     queue: torch.Tensor
     """(n,) int64: the examples of the round under way."""
     fell: torch.Tensor
@@ -171,7 +173,7 @@ class Cascade:
         self.distance[rows] = torch.minimum(self.distance[rows], distance)
         self.fell[rows] = deeper
         self.rejected[self.turn] += int((~allowed).sum())
-        self.cost[self.turn] += siege.model.take()
+        self.cost[self.turn] += sum(each.take() for each in (siege.model, *siege.surrogates))
 
 
 @contextmanager
@@ -186,9 +188,13 @@ def seeded_model(device: torch.device, *purpose: int | str) -> Iterator[None]:
 
 
 def decided(model: Gauge, images: torch.Tensor, votes: int) -> torch.Tensor:
-    """The predicted classes (N,): those of the largest mean probability over so many forward passes."""
+    """The predicted classes (N,): those of the largest mean probability over so many forward passes.
+
+    Where an answer is not a number, the network has overflowed and the class is -1: that is a mistake, whatever the
+    label.
+    """
     with torch.no_grad():
         answers: torch.Tensor = model(images)
         if votes > 1:
             answers = torch.stack([answers, *(model(images) for _ in range(votes - 1))]).softmax(dim=2).mean(dim=0)
-    return answers.argmax(dim=1)
+    return answers.argmax(dim=1).masked_fill_(answers.isnan().any(dim=1), -1)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from tasks.attacks import Attack
-from tasks.attacks.ball import ball
+from tasks.attacks.ball import Norm, ball
 from tasks.attacks.draws import Draws
 from tasks.attacks.fgsm import FGSM
 from tasks.attacks.pgd import PGD
@@ -133,6 +133,19 @@ def test_random_starts_fill_the_ball() -> None:
     assert linf.std() == pytest.approx(0.2 / 3**0.5, rel=0.02)
     lengths = (ball("l2", images, 0.2).random(draws(images)) - images).flatten(1).norm(dim=1)
     assert (lengths / 0.2).pow(16).mean() == pytest.approx(0.5, abs=0.05)  # uniform in volume
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_starts_lie_on_the_surface(norm: Norm) -> None:
+    images = torch.full((400, 1, 8, 8), 0.5)
+    epsilon = torch.linspace(0.05, 0.4, 400)
+    own = draws(images)
+    within = ball(norm, images, epsilon)
+    start = within.surface(own, "start")
+    assert torch.allclose(within.distances(start), epsilon, atol=1e-5)
+    assert not torch.equal(start, within.surface(own, "other"))
+    change = (start - images).flatten(1) / epsilon.unsqueeze(1)
+    assert change.mean(dim=0).abs().max() < {"linf": 0.15, "l2": 0.04, "l1": 0.1}[norm]
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=str)

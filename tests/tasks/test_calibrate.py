@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tasks.data import Examples
 from tasks.measuring.calibrate import CalibrateAttacked
 from tasks.models.small_cnn import SmallCNN
 from tasks.task import Alone
@@ -57,6 +58,19 @@ def test_interrupted_at_any_level_it_ends_the_same() -> None:
         with pytest.raises(Interrupted):
             calibrate("standard", first, steps=3)
         assert calibrate("standard", Stopping(first.states[-1]), steps=3) == whole
+
+
+def test_labels_that_the_network_does_not_know_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    shifted = digits.test_part().labels + 1
+    examples = Examples(digits.test_part().images, shifted)
+    monkeypatch.setattr(type(digits.DATA), "load", lambda self, split: examples)
+    with pytest.raises(ValueError, match="label 10 is none of the model's 10 classes"):
+        calibrate("standard", examples=None)
+
+
+def test_a_radius_that_exceeds_the_range_is_one_clear_line() -> None:
+    with pytest.raises(ValidationError, match=r"epsilon is 1.5, but images lie in \[0, 1\]"):
+        calibrate("standard", epsilons=(0.5, 1.5))
 
 
 def test_epsilons_that_do_not_rise_are_one_clear_line() -> None:

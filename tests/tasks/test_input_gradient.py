@@ -53,6 +53,23 @@ def test_only_what_gains_is_replaced_and_names_stay() -> None:
     assert list(model.state_dict()) == names
 
 
+class Noisy(nn.Conv2d):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) + 1
+
+
+def test_a_convolution_that_computes_something_else_is_left_alone() -> None:
+    hooked = nn.Conv2d(1, 64, 3)
+    hooked.register_forward_hook(lambda module, given, output: output.round())
+    normalised = nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 64, 3))
+    images = torch.rand(2, 1, 9, 9)
+    for layer in (Noisy(1, 64, 3), hooked, normalised):
+        model = nn.Sequential(layer).requires_grad_(False)
+        expected = model(images)
+        assert torch.equal(with_fast_input_gradients(model)(images), expected)
+        assert model[0] is layer
+
+
 def test_a_network_that_trains_is_left_alone() -> None:
     model = nn.Sequential(nn.Conv2d(1, 64, 3))
     assert type(with_fast_input_gradients(model)[0]) is nn.Conv2d

@@ -77,7 +77,7 @@ def test_honest_networks_are_not_flagged(net: digits.Name) -> None:
 
 def test_a_network_that_clamps_its_inputs_is_flagged_and_falls_through_the_clamp() -> None:
     naive, warnings = evaluate("clamp", PGD(steps=40))
-    assert any("clamps its inputs" in warning for warning in warnings)
+    assert any("clamps or saturates its inputs" in warning for warning in warnings)
     adaptive, _ = evaluate("clamp", BPDA(attack=PGD(steps=40), through=("clamp",)))
     assert naive > 0.5
     assert adaptive < 0.1
@@ -102,6 +102,19 @@ def test_images_of_the_twin_that_does_not_round_break_the_one_that_does() -> Non
     transferred, warnings = evaluate("round", PGD(), twin, surrogates={"twin": SmallCNN()})
     assert transferred < naive - 0.5
     assert any("transfer-twin broke" in warning for warning in warnings)
+
+
+def test_the_cost_of_a_transfer_includes_the_other_network() -> None:
+    task = Evaluate(
+        data=digits.DATA,
+        architecture=SmallCNN(),
+        attacks=(Transfer(source="twin", steps=3),),
+        epsilons=(1e-7,),
+        examples=100,
+        surrogates={"twin": SmallCNN()},
+    )
+    metrics = task.run(Alone(), trained=digits.step_of("standard"), twin=digits.step_of("standard")).metrics
+    assert metrics["costs"]["transfer-twin"] == metrics["correct"] * (3 + 3 + 1)
 
 
 def test_a_network_that_draws_random_numbers_is_flagged_and_falls_to_averaged_gradients() -> None:
@@ -145,7 +158,7 @@ def test_straight_through_changes_no_output_and_lets_the_gradient_pass() -> None
 
 
 def test_a_module_that_is_not_there_is_one_clear_line() -> None:
-    with pytest.raises(ValueError, match=r"the network has no module 'clip'; it has .*conv1"):
+    with pytest.raises(ValueError, match=r"the network has no module 'clip'; .*it has .*conv1"):
         evaluate("clamp", BPDA(attack=PGD(), through=("clip",)))
 
 

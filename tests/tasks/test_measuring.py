@@ -207,7 +207,7 @@ def test_what_happens_to_an_example_depends_neither_on_batch_nor_on_shard() -> N
         whole = evaluate(**task).files["outcomes.safetensors"]
         assert evaluate(**task, batch=8).files["outcomes.safetensors"] == whole
         shards = {f"shard{first:04}": evaluate(**task, first=first, count=67) for first in range(0, 300, 67)}
-        merged = MergeOutcomes(attacks=task["attacks"]).run(
+        merged = MergeOutcomes(attacks=task["attacks"], classes=10).run(
             Alone(), **{name: Stored(shard.metrics, shard.files) for name, shard in reversed(shards.items())}
         )
         assert merged.files["outcomes.safetensors"] == whole

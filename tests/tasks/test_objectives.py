@@ -11,13 +11,19 @@ from torch.nn import functional as F
 from tasks.attacks import pgd
 from tasks.attacks.draws import Draws
 from tasks.objectives import Objective
+from tasks.objectives.fgsm_rs import FGSMRS
 from tasks.objectives.pgd import PGD
 from tasks.objectives.standard import Standard
 from tasks.objectives.trades import TRADES
 from tasks.seeds import generator
 from tests.tasks.attack_toys import EPSILON, SmallNet, TwoFeatures, accuracy, pixels, trained
 
-ADVERSARIAL = [PGD(epsilon=EPSILON, steps=4), PGD(epsilon=0.5, steps=4, norm="l2"), TRADES(epsilon=EPSILON, steps=4)]
+ADVERSARIAL = [
+    PGD(epsilon=EPSILON, steps=4),
+    PGD(epsilon=0.5, steps=4, norm="l2"),
+    TRADES(epsilon=EPSILON, steps=4),
+    FGSMRS(epsilon=EPSILON),
+]
 
 
 def fresh(seed: int = 0) -> nn.Module:
@@ -115,6 +121,29 @@ def test_madrys_loss_is_the_cross_entropy_on_attacked_images_alone() -> None:
     assert (seen[-1] - images).abs().max() <= 0.02 + 1e-6
 
 
+def test_fast_training_starts_anywhere_in_the_ball_and_ends_where_images_may_be() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Watched(Affine):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images.detach().clone())
+            return super().forward(images)
+
+    images = torch.rand((50, 1, 8, 8), generator=generator("fast")).round()  # black and white
+    labels = torch.zeros(50, dtype=torch.int64)
+    model = Watched()
+    loss = FGSMRS(epsilon=0.3).loss(model, images, labels, generator(0))
+    start, end = seen
+    assert -0.3 <= start.min() < -0.29  # below black: half of the randomness would be lost if it were cut
+    assert 1.29 < start.max() <= 1.3
+    assert 0 <= end.min() <= end.max() <= 1
+    assert (end - images).abs().max() <= 0.3 + 1e-6
+    (gradient,) = torch.autograd.grad(F.cross_entropy(Affine()(leaf := start.requires_grad_()), labels), leaf)
+    change = (start.detach() - images + 0.375 * gradient.sign()).clamp(-0.3, 0.3)
+    assert torch.allclose(end, (images + change).clamp(0, 1), atol=1e-6)
+    assert torch.allclose(loss, F.cross_entropy(Affine()(end), labels))
+
+
 @pytest.mark.parametrize("objective", ADVERSARIAL, ids=str)
 def test_crafting_leaves_batch_statistics_and_gradients_alone(objective: Objective) -> None:
     model, reference = fresh(), fresh()
@@ -169,6 +198,7 @@ def test_beta_trades_accuracy_for_stability() -> None:
     [
         (Standard(), 1),
         (PGD(epsilon=0.1, steps=7), 8),
+        (FGSMRS(epsilon=0.1), 2),
         (TRADES(epsilon=0.1, steps=10), 12),
         (TRADES(epsilon=0.1, steps=10, beta=0), 1),
     ],

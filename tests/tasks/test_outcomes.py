@@ -32,6 +32,14 @@ def outcomes(broken_at: list[float], threat: Threat = THREAT) -> Outcomes:
     )
 
 
+def test_an_example_cannot_be_joined_twice() -> None:
+    whole = outcomes([0.1, 0.2, math.inf])
+    shifted = replace(whole, indices=whole.indices + 2)
+    with pytest.raises(ValueError, match="example 2 is in more than one of the outcomes"):
+        Outcomes.joined([whole, shifted])
+    assert len(Outcomes.joined([whole, replace(whole, indices=whole.indices + 3)])) == 6
+
+
 def binomial_tail(count: int, trials: int, p: float) -> float:
     """P(X <= count), added up term by term."""
     return math.fsum(math.comb(trials, k) * p**k * (1 - p) ** (trials - k) for k in range(count + 1))

@@ -139,14 +139,37 @@ def test_the_report_states_all_that_its_figures_depend_on(small_run: Path) -> No
     for said in (
         "within ε of 0.02, 0.05 in norm linf",
         "fgsm(); transfer(source one, steps 3, relative_step None, decay 1.0)",
-        "seed of examples and attacks: 0",
+        "seed of examples and of all noise: 0",
         "two: 40 examples of the test split, drawn evenly over the classes with seed 0",
         f"outcomes.safetensors of step {merged['two'].key[:12]}",
     ):
         assert said in notes
+    about = made.record()["about"]
+    assert about["threat"] == {"norm": "linf", "epsilons": [0.02, 0.05], "box": [0, 1]}
+    assert [attack["kind"] for attack in about["attacks"]] == ["fgsm", "transfer"]
+    assert (about["seed"], about["split"]) == (0, "test")
     for name, step in merged.items():
+        assert about["models"][name]["examples"] == outcomes(step).indices.tolist()
+        assert about["models"][name]["warnings"] == step.metrics["warnings"]
         for warning in step.metrics["warnings"]:
             assert f"warning, {name}: {warning}" in made.notes
+
+
+def test_what_few_classes_change_is_told_by_the_data_and_not_by_the_drawn_examples(tmp_path: Path, disk: Store) -> None:
+    two = {**TRAIN["data"], "partition": {"kind": "class-ranges", "parts": 5, "index": 0}}
+    models = {"ten": TRAIN, "pair": {**TRAIN, "data": two}}
+    attacks = [{"kind": "apgd-t", "steps": 2}, {"kind": "apgd", "loss": "dlr", "steps": 2}]
+    few = recipe(tmp_path, models=models, attacks=attacks, examples=4, corruptions=[], calibrate=False)
+    run, code = drive(disk, few, tmp_path / "out")
+    assert code == 0
+    merged = of_kind(finished_steps(disk, run.id), "merge-outcomes")
+    assert outcomes(merged["ten"]).labels.max() < 9
+    assert not [line for line in merged["ten"].metrics["warnings"] if "classes" in line]
+    assert [line for line in merged["pair"].metrics["warnings"] if "classes" in line or "DLR" in line] == [
+        "apgd-t climbs the difference of two logits: targeted DLR needs 4 classes, the data have 2",
+        "apgd-t tries 1 targets, not 9: the data have 2 classes",
+        "apgd climbs the margin: DLR needs 3 classes, the data have 2",
+    ]
 
 
 def test_the_report_compares_in_pairs_and_shows_corruptions_and_calibration(small_run: Path, tmp_path: Path) -> None:
@@ -158,7 +181,9 @@ def test_the_report_compares_in_pairs_and_shows_corruptions_and_calibration(smal
     assert compared["difference"] == pytest.approx(float(apart.sum()) / 40)
     assert (compared["second_only"], compared["first_only"]) == (int((apart == 1).sum()), int((apart == -1).sum()))
     pairs, corruptions, calibration = made.sections
-    assert [row[2] for row in pairs.rows] == ["clean", "0.02", "0.05"]
+    assert [row[1] for row in pairs.rows] == ["clean", "0.02", "0.05"]
+    assert pairs.rows[1][4:6] == [str(compared["second_only"]), str(compared["first_only"])]
+    assert pairs.title.startswith("Compared with one on the same examples")
     assert [row[:2] for row in corruptions.rows] == [
         [name, kind] for name in merged for kind in ("brightness", "contrast")
     ]
@@ -168,7 +193,7 @@ def test_the_report_compares_in_pairs_and_shows_corruptions_and_calibration(smal
     assert all(low <= y <= high for (_, y), (_, low, high) in zip(curve.points, curve.band, strict=True))
     written = {path.name: path for path in made.write(tmp_path)}
     assert {"figure.png", "table.md", "results.json"} == set(written)
-    assert "## Compared on the same examples" in written["table.md"].read_text()
+    assert "## Compared with one on the same examples" in written["table.md"].read_text()
 
 
 def test_a_report_of_what_is_finished_so_far_needs_no_damaged_file(small_run: Path, finished: Store) -> None:
@@ -177,6 +202,9 @@ def test_a_report_of_what_is_finished_so_far_needs_no_damaged_file(small_run: Pa
     half = workflow.report([step for step in steps if step.at != {"model": "two"} or step.kind != "merge-outcomes"])
     assert {row[0] for row in half.rows} == {"one"}
     assert workflow.report([]).rows == []
+    older = of_kind(steps_of(small_run, finished), "merge-outcomes")["one"]
+    again = workflow.report([*steps, Finished({"model": "two"}, older), *steps])
+    assert again.record() == workflow.report(steps).record(), "what an earlier version left at a place does not count"
     merged = of_kind(steps, "merge-outcomes")["two"]
     finished.put(merged.manifest["files"][FILE]["path"], b"torn")
     torn = workflow.report(steps)
@@ -193,7 +221,7 @@ def test_the_fifteen_corruptions_have_a_short_name_and_a_mean(tmp_path: Path, di
         severities = [{"severity": severity, "accuracy": (number % 2) / severity} for severity in (1, 2)]
         metrics = {"examples": 4, "corruptions": {kind: {"severities": severities}}}
         manifest = {"task": {"kind": "evaluate-corrupted"}, "metrics": metrics}
-        steps.append(Finished({"model": "one"}, Published("ab" * 32, manifest, disk)))
+        steps.append(Finished({"model": "one", "corruption": kind}, Published("ab" * 32, manifest, disk)))
     rows = made.workflow.report(steps).sections[0].rows
     assert rows[-1] == ["one", "mean of the 15", "46.7", "23.3", "35.0"]
     assert len(made.workflow.report(steps[1:]).sections[0].rows) == 14, "no mean of the 15 without all of them"

@@ -26,10 +26,10 @@ KEYS: dict[str, dict[str, str]] = {
         "content": "5e500da4bdcf2cd6",
         "train": "6cc2dccd95cdabfa833634f4bd6651c8df936a1f12c47d943f21bfe711cf5794",
         "evaluate": "cbe2af5278972e550675a539f09ef438e8aad30c4745cc3851958a155bef0934",
-        "merge-outcomes": "f1c35265eb9cb1ea4af64a6368ab374976e8e6d6d608878ae1514aa4ad3ccf5e",
+        "merge-outcomes": "36ce9b4544763b302d4f42d9f3014c74272f6d5d2aa4bf6a74a0bc16e168aae1",
         "evaluate-corrupted": "34192c59e200ecabb4be9a24c0c43499e0fb2e085acfa5946ba6d5c09adc3a48",
         "calibrate-attacked": "b69866dde9a9c9f740bab08b8df0c4fe89c5e6d5b424c72e5045e3880e6e7a6b",
-        "all": "ae79a59f62b39f18",
+        "all": "62d5fb427439c7ff",
     },
     "quickstart": {
         "content": "6265b31a173c6766",

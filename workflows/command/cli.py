@@ -290,6 +290,8 @@ def _launch(recipe: Recipe, options: Options, as_json: bool, stop_if_asked: Call
                 "run": ended.run,
                 "code": ended.code,
                 "results": ended.report.results if ended.report else [],
+                "notes": ended.report.notes if ended.report else [],
+                "about": ended.report.about if ended.report else {},
                 "files": [str(path) for path in ended.files],
                 "problems": ended.problems,
             }

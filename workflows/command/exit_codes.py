@@ -10,7 +10,7 @@ class Exit(IntEnum):
 
     DONE = 0
     FAILED = 1
-    """A step failed."""
+    """A step failed, or the workflow could not go on from what the steps found."""
     WRONG = 2
     """The request was wrong; nothing was started."""
     INFRASTRUCTURE = 3

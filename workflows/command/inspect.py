@@ -134,6 +134,8 @@ def run_record(store: Store, run_id: str) -> dict[str, Any]:
         "command": standing.run.record.get("command", ""),
         "failures": standing.failures(),
         "results": list(report.results) if report else None,
+        "notes": list(report.notes) if report else [],
+        "about": dict(report.about) if report else {},
         "results_missing_because": trouble or None,
         "steps": [step.record() for step in standing.steps],
     }

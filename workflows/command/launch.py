@@ -29,7 +29,7 @@ from cluster.tracking import Tracker, choose_mode
 from cluster.worker import Terms
 from workflows.command.exit_codes import Exit
 from workflows.command.live import LiveView
-from workflows.command.recipe import BadRequest, Recipe
+from workflows.command.recipe import BadRequest, Recipe, lines_of
 from workflows.report import Report
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -102,7 +102,7 @@ def plan_of(recipe: Recipe, store: Store, verify: bool = False) -> Plan:
     try:
         return asyncio.run(make_plan(store, recipe.workflow.run, verify))
     except ValueError as error:
-        raise BadRequest(f"recipe {recipe.name}: {error}") from None
+        raise BadRequest("\n".join(f"recipe {recipe.name}: {line}" for line in lines_of(error))) from None
 
 
 def run_id_of(recipe: Recipe) -> str:
@@ -193,7 +193,7 @@ class _Driver:
     """One process's part in a run: it may be killed at any moment and started again."""
 
     def __init__(self, recipe: Recipe, store: Store, executor: Any, options: Options, run: Run) -> None:
-        self._workflow = recipe.workflow
+        self._name, self._workflow = recipe.name, recipe.workflow
         self._options = options
         self._engine = Engine(store, executor, self._tell, Terms(checkpoint=options.checkpoint), verify=options.verify)
         self._log = EventLog(store, run.id, self._engine.driver)
@@ -220,6 +220,10 @@ class _Driver:
         except (StoreError, ClusterUnreachable) as error:
             self.problems.append(str(error))
             code = Exit.INFRASTRUCTURE
+        except ValueError as error:  # what the workflow met only now, such as results that do not fit each other
+            self.problems.extend(f"recipe {self._name}: {line}" for line in lines_of(error))
+            code = Exit.FAILED
+            self._stop()
         if self._stopper is not None:
             await self._stopper
         if code in (Exit.FAILED, Exit.INFRASTRUCTURE):  # the graver of what happened

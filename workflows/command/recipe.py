@@ -15,6 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 from workflows import Workflow
 
 SHIPPED = files("workflows") / "recipes"
+IN_YAML = {
+    "tuple_type": "Input should be a list",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "Input should be a mapping"),
+}
+"""What pydantic calls by its Python name."""
 
 
 class BadRequest(ValueError):
@@ -72,9 +77,15 @@ def explain_errors(error: ValidationError) -> list[str]:
     for mistake in error.errors():
         path = ".".join(str(part) for part in mistake["loc"])
         message = mistake["msg"].removeprefix("Value error, ")
+        message = IN_YAML.get(mistake["type"], message)
         shown = "" if isinstance(mistake["input"], Mapping) else f" (found {mistake['input']!r})"
         lines.append(f"{path + ': ' if path else ''}{message}{shown}")
     return lines
+
+
+def lines_of(error: ValueError) -> list[str]:
+    """What a wrong value was said to be, one line a mistake."""
+    return explain_errors(error) if isinstance(error, ValidationError) else [str(error)]
 
 
 def _validated(where: str, content: Mapping[str, Any], check: bool = True) -> Workflow:
@@ -82,10 +93,8 @@ def _validated(where: str, content: Mapping[str, Any], check: bool = True) -> Wo
         workflow = TypeAdapter(Workflow).validate_python(content)
         if check:
             workflow.check()
-    except ValidationError as error:
-        raise BadRequest("\n".join(f"{where}: {line}" for line in explain_errors(error))) from None
     except ValueError as error:
-        raise BadRequest(f"{where}: {error}") from None
+        raise BadRequest("\n".join(f"{where}: {line}" for line in lines_of(error))) from None
     return workflow
 
 
