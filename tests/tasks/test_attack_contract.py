@@ -62,7 +62,7 @@ def problem() -> tuple[Gauge, torch.Tensor, torch.Tensor, Draws]:
     return model, images[kept], labels[kept], Draws(0, kept)
 
 
-@pytest.mark.parametrize("attack", attacks())
+@pytest.mark.parametrize("attack", list(attacks()))
 def test_an_attack_keeps_its_promises(attack: Attack) -> None:
     attack = ready(attack)
     model, images, labels, draws = problem()
@@ -92,7 +92,7 @@ def test_an_attack_keeps_its_promises(attack: Attack) -> None:
     assert torch.equal(mixed[1::2], perturbed[1::2])
 
 
-@pytest.mark.parametrize("attack", attacks())
+@pytest.mark.parametrize("attack", list(attacks()))
 def test_an_attack_beats_doing_nothing_on_the_standard_net(attack: Attack) -> None:
     images, labels, draws = digits.right(digits.net("standard"), 60)
     model: nn.Module = digits.net("standard")

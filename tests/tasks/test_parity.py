@@ -1,7 +1,7 @@
 """AutoAttack agrees with its reference implementation on the same networks, and finds what PGD overlooks.
 
 Run with `-m slow`, `HEDGEROW_DATA` naming a folder with MNIST and, for the colour network, `HEDGEROW_CIFAR10` one with
-CIFAR-10 as image files, `train/<class>/` and `test/<class>/`. About ten minutes on one core, most of them the
+CIFAR-10 as image files, `train/<class>/` and `test/<class>/`. A quarter of an hour on one core, most of it the
 reference's.
 """
 
