@@ -16,9 +16,10 @@ from tasks.attacks.draws import Draws
 from tasks.attacks.pgd import PGD
 from tasks.attacks.transfer import Transfer
 from tasks.component import members
-from tasks.device import settle
 from tasks.measuring.gauge import Gauge
 from tests.tasks import digits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RADIUS: dict[Norm, float] = {"linf": 0.1, "l2": 1.0, "l1": 6.0, "l0": 12.0}
 SHORT: dict[str, Any] = {"steps": 8, "queries": 40, "targets": 2}
@@ -38,14 +39,6 @@ def attacks() -> Iterator[Any]:
                 given = {"source": "standard"} if kind == "transfer" else {}
             if given is not None:
                 yield pytest.param(member(norm=norm, **fields, **given), id=f"{kind}-{norm}")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    settle(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def ready(attack: Attack) -> Attack:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from pydantic import ValidationError
@@ -18,16 +16,9 @@ from tasks.attacks.draws import Draws
 from tasks.attacks.fab_t import FABT
 from tasks.attacks.pgd import PGD
 from tasks.attacks.square import Square
-from tasks.device import settle
 from tests.tasks import digits
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    settle(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_standard_members_are_those_of_the_authors() -> None:

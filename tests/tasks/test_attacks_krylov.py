@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 
@@ -21,15 +20,9 @@ from tasks.models.small_cnn import SmallCNN
 from tasks.seeds import generator
 from tests.tasks import digits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NORMS: list[Norm] = ["linf", "l2"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -23,6 +22,8 @@ from tasks.attacks.sigma_zero import SigmaZero
 from tasks.seeds import generator
 from tests.tasks import digits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHORT_CW = CarliniWagner(searches=4, steps=80, learning_rate=0.1, first_weight=1.0)
 QUICK: list[MinimumNorm] = [
     DDN(steps=20),
@@ -37,14 +38,6 @@ QUICK: list[MinimumNorm] = [
     CarliniWagner(searches=2, steps=20, learning_rate=0.1, first_weight=1.0),
 ]
 each_quick = pytest.mark.parametrize("attack", QUICK, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

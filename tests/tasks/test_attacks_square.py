@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from pydantic import ValidationError
@@ -18,9 +16,10 @@ from tasks.attacks.mi_fgsm import MIFGSM
 from tasks.attacks.pgd import PGD
 from tasks.attacks.random_noise import RandomNoise
 from tasks.attacks.square import Square
-from tasks.device import settle
 from tasks.seeds import generator
 from tests.tasks import digits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 RADII: dict[Norm, float] = {"linf": 0.1, "l2": 1.0, "l1": 6.0}
@@ -30,14 +29,6 @@ ATTACKS: list[Attack] = [
     *(FGSMRS(norm=norm) for norm in FGSMRS.norms),
     *(MIFGSM(norm=norm, steps=5) for norm in MIFGSM.norms),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    settle(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Linear(nn.Module):

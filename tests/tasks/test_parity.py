@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -28,7 +27,6 @@ from tasks.attacks.pgd import PGD
 from tasks.data import Dataset
 from tasks.data.image_folder import ImageFolder
 from tasks.data.mnist import Mnist
-from tasks.device import settle
 from tasks.measuring.subject import choose_examples, load_model
 from tasks.models.small_cnn import SmallCNN
 from tasks.objectives import Objective, pgd
@@ -40,7 +38,7 @@ from tasks.task import Alone
 from tasks.training.train import Train
 from tests.tasks.training_toys import Finished
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow, pytest.mark.timeout(3000)]
 
 COUNT = 500
 NETS: dict[str, tuple[Objective, float, int]] = {
@@ -56,14 +54,6 @@ RUNS = {"colour": 2}
 Where accuracy falls steeply with epsilon, many examples are near their boundary and the starts decide: on the standard
 network at 0.1, four runs of AutoAttack left 29.8 to 30.4 % here and 29.6 to 30.4 % there.
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    settle(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def data(name: str) -> Dataset:
