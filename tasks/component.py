@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
+from itertools import pairwise
 from typing import Any, ClassVar, Self, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
@@ -213,3 +214,14 @@ def _canonical(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{value!r} has no canonical form: a component's fields are numbers, names, lists and components")
+
+
+def require_rising(name: str, values: Sequence[float]) -> None:
+    """Refuses a field whose values do not rise.
+
+    Raises:
+        ValueError: one is not larger than the one before.
+    """
+    for smaller, larger in pairwise(values):
+        if larger <= smaller:
+            raise ValueError(f"{name} must rise, but {smaller} is followed by {larger}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Self
 
 import torch
@@ -85,6 +85,11 @@ class Attack(Component):
             offered = " or ".join(self.norms)
             raise ValueError(f"{kind_of(type(self))} attacks in norm {offered}, not {self.norm}")
         return self
+
+
+def parts_of(attacks: Iterable[Attack]) -> tuple[Attack, ...]:
+    """The attacks one by one, those that consist of several taken apart."""
+    return tuple(part for attack in attacks for part in attack.parts())
 
 
 def _radii(epsilon: float | torch.Tensor, images: torch.Tensor) -> torch.Tensor:

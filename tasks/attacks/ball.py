@@ -219,6 +219,16 @@ def ball(norm: Norm, images: torch.Tensor, epsilon: float | torch.Tensor) -> Bal
     return _BALLS[norm](images, epsilon)
 
 
+def require_radius(norm: Norm, epsilon: float) -> None:
+    """Refuses a radius that no image can need.
+
+    Raises:
+        ValueError: it is above 1 in norm linf.
+    """
+    if norm == "linf" and epsilon > 1:
+        raise ValueError(f"epsilon is {epsilon}, but images lie in [0, 1]: at most 1 in norm linf")
+
+
 def lengths(vectors: torch.Tensor) -> torch.Tensor:
     """Euclidean lengths, (N, 1, 1, 1)."""
     found: torch.Tensor = torch.linalg.vector_norm(vectors.flatten(1), dim=1)

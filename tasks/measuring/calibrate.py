@@ -10,11 +10,12 @@ from pydantic import Field, model_validator
 from torch.nn import functional as F
 
 from tasks.attacks.ascent import ascend, cross_entropy_gradient
-from tasks.attacks.ball import ball
+from tasks.attacks.ball import ball, require_radius
 from tasks.attacks.draws import Draws
+from tasks.component import require_rising
 from tasks.data import Dataset
 from tasks.device import device_of, settle
-from tasks.measuring.calibration import expected_calibration_error
+from tasks.measuring.calibration import confidences_apart
 from tasks.measuring.predictions import BLOCK, images_at, require_answers
 from tasks.measuring.robustness import seeded_model
 from tasks.measuring.subject import choose_examples, load_model
@@ -56,11 +57,8 @@ class CalibrateAttacked(Task):
 
     @model_validator(mode="after")
     def _epsilons_fit(self) -> Self:
-        for smaller, larger in zip(self.epsilons, self.epsilons[1:], strict=False):
-            if larger <= smaller:
-                raise ValueError(f"epsilons must rise, but {smaller} is followed by {larger}")
-        if self.norm == "linf" and self.epsilons[-1] > 1:
-            raise ValueError(f"epsilon is {self.epsilons[-1]}, but images lie in [0, 1]: at most 1 in norm linf")
+        require_rising("epsilons", self.epsilons)
+        require_radius(self.norm, self.epsilons[-1])
         return self
 
     def run(self, context: Context, **inputs: Stored) -> Result:
@@ -76,9 +74,7 @@ class CalibrateAttacked(Task):
         indices, examples = choose_examples(self.data, self.split, self.examples, self.seed)
         saved = context.saved()
         levels: list[dict[str, Any]] = json.loads(saved) if saved else []
-        for place, epsilon in enumerate((0.0, *self.epsilons)):
-            if place < len(levels):
-                continue
+        for place, epsilon in list(enumerate((0.0, *self.epsilons)))[len(levels) :]:
             logits = []
             for first in range(0, len(examples), BLOCK):
                 rows = torch.arange(first, min(first + BLOCK, len(examples)))
@@ -105,10 +101,5 @@ class CalibrateAttacked(Task):
 def _calibration(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
     confidences, classes = F.softmax(logits, dim=1).max(dim=1)
     correct = classes == labels
-    return {
-        "accuracy": float(correct.double().mean()),
-        "ece": expected_calibration_error(confidences, correct),
-        "confidence": float(confidences.mean()),
-        "confidence_right": float(confidences[correct].mean()) if correct.any() else None,
-        "confidence_wrong": float(confidences[~correct].mean()) if not correct.all() else None,
-    }
+    apart = confidences_apart(confidences, correct)
+    return {"accuracy": float(correct.double().mean()), "confidence": float(confidences.mean()), **apart}

@@ -18,3 +18,18 @@ def expected_calibration_error(confidences: torch.Tensor, correct: torch.Tensor,
     surplus = torch.zeros(bins, dtype=torch.float64, device=confidences.device)
     surplus.index_add_(0, bin_of, confidences - correct.double())
     return float(surplus.abs().sum() / len(confidences))
+
+
+def confidences_apart(confidences: torch.Tensor, correct: torch.Tensor) -> dict[str, float | None]:
+    """The calibration error `ece`, and the mean confidences `confidence_right` and `confidence_wrong`.
+
+    Args:
+        confidences: (N,) probability of the predicted class, in (0, 1].
+        correct: (N,) bool; where there is nothing to average, the mean is None.
+    """
+    sure = confidences.double()
+    return {
+        "ece": expected_calibration_error(confidences, correct),
+        "confidence_right": float(sure[correct].mean()) if correct.any() else None,
+        "confidence_wrong": float(sure[~correct].mean()) if not correct.all() else None,
+    }

@@ -11,12 +11,12 @@ from safetensors.torch import load, save
 from torch import nn
 
 from tasks.attacks.draws import Draws
-from tasks.component import kind_of
+from tasks.component import kind_of, require_rising
 from tasks.corruptions import BENCHMARK, SEVERITIES, Corruption, benchmark
 from tasks.data import Dataset, Examples
 from tasks.device import device_of, settle
-from tasks.measuring.calibration import expected_calibration_error
-from tasks.measuring.intervals import clopper_pearson
+from tasks.measuring.calibration import confidences_apart
+from tasks.measuring.intervals import accuracy_of
 from tasks.measuring.predictions import Predictions, predict
 from tasks.measuring.robustness import seeded_model
 from tasks.measuring.subject import choose_examples, load_model
@@ -65,9 +65,7 @@ class EvaluateCorrupted(Task):
 
     @model_validator(mode="after")
     def _each_is_given_once(self) -> Self:
-        for smaller, larger in zip(self.severities, self.severities[1:], strict=False):
-            if larger <= smaller:
-                raise ValueError(f"severities must rise, but {smaller} is followed by {larger}")
+        require_rising("severities", self.severities)
         kinds = self._kinds()
         if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
             raise ValueError(f"corruptions must differ, but {', '.join(twice)} is given more than once")
@@ -114,7 +112,7 @@ class EvaluateCorrupted(Task):
         metrics = {
             "examples": len(examples),
             "correct": int(clean.correct.sum()),
-            "clean": {**clean.summary(), **_accuracy(clean.correct)},
+            "clean": {**clean.summary(), **accuracy_of(clean.correct)},
             **self._under_corruption(correct, confidences),
             "cost": (1 + len(pairs)) * len(examples),
         }
@@ -184,19 +182,6 @@ def _corrupted(images: torch.Tensor, corruption: Corruption, severity: int, draw
     return torch.cat([corruption.corrupt(images[rows], severity, draws.at(rows)) for rows in parts])
 
 
-def _accuracy(correct: torch.Tensor) -> dict[str, float]:
-    right = int(correct.sum())
-    low, high = clopper_pearson(right, len(correct))
-    return {"accuracy": right / len(correct), "low": low, "high": high}
-
-
 def _cell(correct: torch.Tensor, confidences: torch.Tensor) -> dict[str, Any]:
     """The figures of one corruption at one severity."""
-    sure = confidences.double()
-    return {
-        "correct": int(correct.sum()),
-        **_accuracy(correct),
-        "ece": expected_calibration_error(confidences, correct),
-        "confidence_right": float(sure[correct].mean()) if correct.any() else None,
-        "confidence_wrong": float(sure[~correct].mean()) if not correct.all() else None,
-    }
+    return {"correct": int(correct.sum()), **accuracy_of(correct), **confidences_apart(confidences, correct)}

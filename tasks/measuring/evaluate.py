@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 
-from tasks.attacks import Attack
+from tasks.attacks import Attack, parts_of
+from tasks.attacks.ball import require_radius
 from tasks.attacks.transfer import Transfer
+from tasks.component import require_rising
 from tasks.data import Dataset, Examples
 from tasks.device import device_of, settle
 from tasks.measuring.masking import probe, warnings
@@ -71,9 +74,7 @@ class Evaluate(Task):
     def _attacks_fit_epsilons(self) -> Self:
         if bool(self.attacks) != bool(self.epsilons):
             raise ValueError("attacks and epsilons go together: give both, or neither for clean accuracy alone")
-        for smaller, larger in zip(self.epsilons, self.epsilons[1:], strict=False):
-            if larger <= smaller:
-                raise ValueError(f"epsilons must rise, but {smaller} is followed by {larger}")
+        require_rising("epsilons", self.epsilons)
         norms = {attack.norm for attack in self.attacks}
         if len(norms) > 1:
             raise ValueError(
@@ -81,23 +82,19 @@ class Evaluate(Task):
             )
         if "l0" in norms and (parts := [epsilon for epsilon in self.epsilons if epsilon % 1]):
             raise ValueError(f"epsilon is {parts[0]}, but norm l0 counts changed values: a whole number")
-        if "linf" in norms and self.epsilons[-1] > 1:
-            raise ValueError(f"epsilon is {self.epsilons[-1]}, but images lie in [0, 1]: at most 1 in norm linf")
+        for norm in norms:
+            require_radius(norm, self.epsilons[-1])
         return self
 
     @model_validator(mode="after")
     def _surrogates_are_given(self) -> Self:
-        for attack in self.parts():
+        for attack in parts_of(self.attacks):
             if isinstance(attack, Transfer) and attack.source not in self.surrogates:
                 known = ", ".join(self.surrogates) or "none"
                 raise ValueError(
                     f"attack `transfer` from '{attack.source}': no surrogate has this name; given: {known}"
                 )
         return self
-
-    def parts(self) -> tuple[Attack, ...]:
-        """The attacks one by one, those that consist of several taken apart."""
-        return tuple(part for attack in self.attacks for part in attack.parts())
 
     def run(self, context: Context, **inputs: Stored) -> Result:
         """Measures the network of the input `trained`.
@@ -116,7 +113,9 @@ class Evaluate(Task):
             name: load_model(architecture, self.data, inputs[name], self.weights, device)
             for name, architecture in self.surrogates.items()
         }
-        attacks = tuple(part.crafted_on(surrogates) if isinstance(part, Transfer) else part for part in self.parts())
+        attacks = tuple(
+            part.crafted_on(surrogates) if isinstance(part, Transfer) else part for part in parts_of(self.attacks)
+        )
         siege = Siege(
             model=model,
             examples=examples,
@@ -145,20 +144,9 @@ class Evaluate(Task):
             broken_by=cascade.by,
             distances=cascade.distance,
         )
-        rejected = cascade.rejected.tolist()
-        classes = self.data.signature().classes
         costs = {"clean": clean, "probes": probing, **dict(zip(siege.names, cascade.cost.tolist(), strict=True))}
-        metrics: dict[str, Any] = {
-            **outcomes.summary(),
-            "warnings": [
-                *(line for attack in attacks for line in attack.fallbacks(classes)),
-                *warnings(outcomes, attacks, self.votes, probes, rejected),
-            ],
-            "probes": probes,
-            "rejected": rejected,
-            "cost": sum(costs.values()),
-            "costs": costs,
-        }
+        classes = self.data.signature().classes
+        metrics = metrics_of(outcomes, attacks, classes, self.votes, probes, cascade.rejected.tolist(), costs)
         return Result(metrics, {FILE: outcomes.to_bytes()})
 
     def _besieged(self, context: Context, siege: Siege, correct: torch.Tensor) -> Cascade:
@@ -188,6 +176,39 @@ class Evaluate(Task):
         return indices[self.first : last], Examples(
             examples.images[self.first : last], examples.labels[self.first : last]
         )
+
+
+def metrics_of(
+    outcomes: Outcomes,
+    attacks: Sequence[Attack],
+    classes: int,
+    votes: int,
+    probes: Mapping[str, int],
+    rejected: Sequence[int],
+    costs: Mapping[str, int],
+) -> dict[str, Any]:
+    """The metrics of an evaluation, or of its shards together.
+
+    Args:
+        outcomes: of all examples.
+        attacks: those of the outcomes' threat, in its order.
+        classes: of the data.
+        votes: forward passes that decided.
+        probes: what was found by `tasks.measuring.masking.probe`.
+        rejected: for each attack, images that it returned from outside the ball or [0, 1].
+        costs: images that went through the network, and what for.
+    """
+    return {
+        **outcomes.summary(),
+        "warnings": [
+            *(line for attack in attacks for line in attack.fallbacks(classes)),
+            *warnings(outcomes, attacks, votes, probes, rejected),
+        ],
+        "probes": dict(probes),
+        "rejected": list(rejected),
+        "cost": sum(costs.values()),
+        "costs": dict(costs),
+    }
 
 
 def names_of(attacks: tuple[Attack, ...]) -> list[str]:

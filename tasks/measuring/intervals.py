@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 CONFIDENCE = 0.95
 
 
@@ -21,3 +23,10 @@ def clopper_pearson(successes: int, trials: int, confidence: float = CONFIDENCE)
     low = betaincinv(successes, trials - successes + 1, tail) if successes else 0.0
     high = betaincinv(successes + 1, trials - successes, 1 - tail) if successes < trials else 1.0
     return float(low), float(high)
+
+
+def accuracy_of(right: torch.Tensor) -> dict[str, float]:
+    """The share of (N,) bool that is true, as `accuracy`, and the ends `low` and `high` of its interval."""
+    count = int(right.sum())
+    low, high = clopper_pearson(count, len(right))
+    return {"accuracy": count / len(right), "low": low, "high": high}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -135,7 +134,7 @@ def _from_curve(outcomes: Outcomes, attacks: Sequence[Attack]) -> Iterator[str]:
     blind = [not attack.gradients or isinstance(_inside(attack), FGSM | FGSMRS) for attack in attacks]
     seeing = blind.index(False) if not all(blind) else len(attacks)  # who wins over none that sees says nothing
     for epsilon in threat.epsilons:
-        standing = int(outcomes.standing(epsilon).sum())
+        standing = left = int(outcomes.standing(epsilon).sum())
         newly = outcomes.broken_at == torch.tensor(epsilon, dtype=torch.float32)
         for turn in range(len(attacks) - 1, seeing, -1):
             broken = int((newly & (outcomes.broken_by == turn)).sum())
@@ -146,17 +145,12 @@ def _from_curve(outcomes: Outcomes, attacks: Sequence[Attack]) -> Iterator[str]:
                     f"{', '.join(threat.attacks[:turn])} left standing: gradients may be masked"
                 )
         commonest = int(outcomes.labels.bincount().max())
-        if threat.norm == "linf" and epsilon >= HUGE and int(outcomes.standing(epsilon).sum()) > commonest:
+        if threat.norm == "linf" and epsilon >= HUGE and left > commonest:
             yield (
                 f"at epsilon {epsilon:g} all images can be made one grey image, of which {commonest} at most are "
-                f"right, but {int(outcomes.standing(epsilon).sum())} stand: the attacks failed"
+                f"right, but {left} stand: the attacks failed"
             )
 
 
 def _inside(attack: Attack) -> Attack:
     return attack.attack if isinstance(attack, BPDA) else attack
-
-
-def summed(counts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Counts of several shards, added up by name."""
-    return {name: sum(each[name] for each in counts) for name in counts[0]}

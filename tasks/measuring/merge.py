@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
 
-from tasks.attacks import Attack
-from tasks.measuring.masking import summed, warnings
+from tasks.attacks import Attack, parts_of
+from tasks.measuring.evaluate import metrics_of
 from tasks.measuring.outcomes import FILE, Outcomes
 from tasks.task import Context, Result, Stored, Task
 
@@ -36,18 +37,18 @@ class MergeOutcomes(Task):
         shards = [inputs[name] for name in sorted(inputs)]
         outcomes = Outcomes.joined([Outcomes.from_bytes(shard.read(FILE)) for shard in shards])
         metrics = [shard.metrics for shard in shards]
-        parts = tuple(part for attack in self.attacks for part in attack.parts())
-        probes = summed([each["probes"] for each in metrics])
-        rejected = [sum(counts) for counts in zip(*(each["rejected"] for each in metrics), strict=True)]
-        fallbacks = [line for part in parts for line in part.fallbacks(self.classes)]
-        return Result(
-            {
-                **outcomes.summary(),
-                "warnings": [*fallbacks, *warnings(outcomes, parts, self.votes, probes, rejected)],
-                "probes": probes,
-                "rejected": rejected,
-                "cost": sum(each["cost"] for each in metrics),
-                "costs": summed([each["costs"] for each in metrics]),
-            },
-            {FILE: outcomes.to_bytes()},
+        together = metrics_of(
+            outcomes,
+            parts_of(self.attacks),
+            self.classes,
+            self.votes,
+            probes=_summed([each["probes"] for each in metrics]),
+            rejected=[sum(counts) for counts in zip(*(each["rejected"] for each in metrics), strict=True)],
+            costs=_summed([each["costs"] for each in metrics]),
         )
+        return Result(together, {FILE: outcomes.to_bytes()})
+
+
+def _summed(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of several shards, added up by name."""
+    return {name: sum(each[name] for each in counts) for name in counts[0]}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 
 from tasks.attacks.ball import Norm
-from tasks.measuring.intervals import clopper_pearson
+from tasks.measuring.intervals import accuracy_of
 from tasks.measuring.predictions import Predictions
 
 FILE = "outcomes.safetensors"
@@ -65,24 +65,18 @@ class Outcomes:
     def summary(self) -> dict[str, Any]:
         """The metrics: clean figures, and for each epsilon robust accuracy, its 95 % interval and who broke what."""
         clean = Predictions(self.predictions, self.confidences, self.losses, self.correct).summary()
-        right = int(self.correct.sum())
-        low, high = clopper_pearson(right, len(self))
         return {
             "examples": len(self),
-            "correct": right,
-            "clean": {**clean, "low": low, "high": high},
+            "correct": int(self.correct.sum()),
+            "clean": {**clean, **accuracy_of(self.correct)},
             "robust": [self._at(epsilon) for epsilon in self.threat.epsilons],
         }
 
     def _at(self, epsilon: float) -> dict[str, Any]:
-        standing = int(self.standing(epsilon).sum())
-        low, high = clopper_pearson(standing, len(self))
         newly = self.broken_at == torch.tensor(epsilon, dtype=torch.float32)
         return {
             "epsilon": epsilon,
-            "accuracy": standing / len(self),
-            "low": low,
-            "high": high,
+            **accuracy_of(self.standing(epsilon)),
             "broken_by": {
                 name: int((newly & (self.broken_by == turn)).sum()) for turn, name in enumerate(self.threat.attacks)
             },

@@ -7,7 +7,7 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from tasks.attacks.ball import Ball, ball, unit
+from tasks.attacks.ball import Ball, ball, require_radius, unit
 from tasks.objectives import Objective
 
 
@@ -44,6 +44,5 @@ class Adversarial(Objective):
 
     @model_validator(mode="after")
     def _stay_in_range(self) -> Self:
-        if self.norm == "linf" and self.epsilon > 1:
-            raise ValueError(f"epsilon is {self.epsilon}, but images lie in [0, 1]: at most 1 in norm linf")
+        require_radius(self.norm, self.epsilon)
         return self

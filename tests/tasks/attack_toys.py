@@ -69,6 +69,34 @@ class Finished:
         return self.files[name]
 
 
+class Interrupted(Exception):
+    pass
+
+
+class Stopping:
+    """A context that keeps every state and ends the task at one save."""
+
+    def __init__(self, state: bytes | None = None, stop_after: int = 10**9) -> None:
+        self.states = [] if state is None else [state]
+        self.saves_left = stop_after
+        self.reported: list[tuple[int, int, str]] = []
+
+    def saved(self) -> bytes | None:
+        return self.states[-1] if self.states else None
+
+    def should_save(self) -> bool:
+        return True
+
+    def save(self, state: bytes) -> None:
+        self.states.append(state)
+        self.saves_left -= 1
+        if not self.saves_left:
+            raise Interrupted
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        self.reported.append((done, total, note))
+
+
 def pixels(split: Split = "test") -> tuple[torch.Tensor, torch.Tensor]:
     examples = TwoFeatures().load(split)
     return examples.images.float() / 255, examples.labels

@@ -13,7 +13,7 @@ from tasks.measuring.calibrate import CalibrateAttacked
 from tasks.models.small_cnn import SmallCNN
 from tasks.task import Alone
 from tests.tasks import digits
-from tests.tasks.test_measuring import Interrupted, Stopping
+from tests.tasks.attack_toys import Interrupted, Stopping
 
 EPSILONS = (0.05, 0.1)
 

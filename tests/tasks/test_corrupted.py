@@ -26,7 +26,7 @@ from tasks.models.network import Network
 from tasks.models.small_cnn import SmallCNN
 from tasks.task import Alone, Result
 from tests.tasks import digits
-from tests.tasks.attack_toys import SIZES, SmallNet, TwoFeatures, standard_net, step_of
+from tests.tasks.attack_toys import SIZES, Interrupted, SmallNet, Stopping, TwoFeatures, standard_net, step_of
 
 SOME = (ImpulseNoise(), Spatter(), Contrast())
 
@@ -39,34 +39,6 @@ def evaluate(context: Any = None, model: nn.Module | None = None, **fields: Any)
 
 def outcomes(result: Result) -> dict[str, torch.Tensor]:
     return load(result.files["outcomes.safetensors"])
-
-
-class Interrupted(Exception):
-    pass
-
-
-class Stopping:
-    """A context that keeps the last state and ends the task at one save."""
-
-    def __init__(self, state: bytes | None = None, stop_after: int = 10**9) -> None:
-        self.state = state
-        self.saves_left = stop_after
-        self.reported: list[tuple[int, int, str]] = []
-
-    def saved(self) -> bytes | None:
-        return self.state
-
-    def should_save(self) -> bool:
-        return True
-
-    def save(self, state: bytes) -> None:
-        self.state = state
-        self.saves_left -= 1
-        if not self.saves_left:
-            raise Interrupted
-
-    def progress(self, done: int, total: int, note: str = "") -> None:
-        self.reported.append((done, total, note))
 
 
 def test_figures_are_those_counted_by_hand() -> None:
@@ -148,7 +120,7 @@ def test_resumed_evaluation_is_bit_identical_and_repeats_nothing(stop_after: int
     with pytest.raises(Interrupted):
         evaluate(stopping)
     torch.manual_seed(stop_after)
-    going_on = Stopping(stopping.state)
+    going_on = Stopping(stopping.states[-1])
     assert evaluate(going_on) == evaluate()
     kinds = ("impulse-noise", "spatter", "contrast")
     pairs = [(place, 6, f"{kinds[place // 2]} {(1, 5)[place % 2]}") for place in range(6)]
@@ -172,7 +144,7 @@ def test_a_network_that_tosses_coins_is_measured_the_same_every_time() -> None:
     with pytest.raises(Interrupted):
         evaluate(stopping, architecture=Tossing())
     torch.manual_seed(5)
-    resumed = evaluate(Stopping(stopping.state), architecture=Tossing())
+    resumed = evaluate(Stopping(stopping.states[-1]), architecture=Tossing())
     assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(5)))
     assert resumed == evaluate(architecture=Tossing())
     assert not torch.equal(outcomes(resumed)["confidences"], outcomes(evaluate())["confidences"])

@@ -24,7 +24,9 @@ from tasks.task import Alone, Result
 from tests.tasks.attack_toys import (
     SIZES,
     Finished,
+    Interrupted,
     SmallNet,
+    Stopping,
     TwoFeatures,
     accuracy,
     pixels,
@@ -45,34 +47,6 @@ def evaluate(context: Any = None, model: nn.Module | None = None, **fields: Any)
 
 def outcomes(result: Result) -> dict[str, torch.Tensor]:
     return load(result.files["outcomes.safetensors"])
-
-
-class Interrupted(Exception):
-    pass
-
-
-class Stopping:
-    """A context that keeps every state and ends the task at one save."""
-
-    def __init__(self, state: bytes | None = None, stop_after: int = 10**9) -> None:
-        self.states = [] if state is None else [state]
-        self.saves_left = stop_after
-        self.reported: list[tuple[int, int]] = []
-
-    def saved(self) -> bytes | None:
-        return self.states[-1] if self.states else None
-
-    def should_save(self) -> bool:
-        return True
-
-    def save(self, state: bytes) -> None:
-        self.states.append(state)
-        self.saves_left -= 1
-        if not self.saves_left:
-            raise Interrupted
-
-    def progress(self, done: int, total: int, note: str = "") -> None:
-        self.reported.append((done, total))
 
 
 class Staircase(SmallNet):
@@ -282,7 +256,7 @@ def test_progress_rises_to_its_end() -> None:
     context = Stopping()
     evaluate(context)
     assert context.reported == sorted(context.reported)
-    assert context.reported[-1] == (SIZES["test"], SIZES["test"])
+    assert context.reported[-1] == (SIZES["test"], SIZES["test"], "")
 
 
 def test_a_part_of_the_split_is_stratified_and_recorded() -> None:
