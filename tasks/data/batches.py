@@ -11,8 +11,8 @@ from tasks.data.augmentation import Augmentation
 from tasks.data.augmentation.none import Unchanged
 from tasks.seeds import generator
 
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""Images (N, C, H, W) float32 in [0, 1] and labels (N,) int64."""
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Images (N, C, H, W) float32 in [0, 1], labels (N,) int64, and the examples' places in their split, (N,) int64."""
 
 
 class Loader:
@@ -62,12 +62,14 @@ class Loader:
         drawn = self._augmentation.draw(count, generator(seed, "augmentation", epoch)).to(device)
         for first in range(start * self._batch_size, self._whole, self._batch_size):
             batch = slice(first, first + self._batch_size)
-            images = self._images.index_select(0, order[batch])
-            images = self._augmentation.augment(images, drawn[batch])
-            yield _in_unit_interval(images, self._layout), self._labels.index_select(0, order[batch])
+            rows = order[batch]
+            images = self._augmentation.augment(self._images.index_select(0, rows), drawn[batch])
+            yield _in_unit_interval(images, self._layout), self._labels.index_select(0, rows), rows
 
 
-def in_order(examples: Examples, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+def in_order(
+    examples: Examples, batch_size: int, device: torch.device | str = "cpu"
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """All examples in their own order and as they are, for evaluation; the last batch may be short."""
     for first in range(0, len(examples), batch_size):
         batch = slice(first, first + batch_size)

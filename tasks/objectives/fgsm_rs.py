@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,10 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.attacks.ascent import cross_entropy_gradient, evaluating
-from tasks.objectives import Objective
+from tasks.attacks.ball import Norm
+from tasks.moment import Moment
+from tasks.objectives.adversarial import Adversarial, Attacked, per_image, random_change
 
 
-class FGSMRS(Objective):
+class FGSMRS(Adversarial):
     """Fast adversarial training: cross-entropy after one long step from a random start (Wong et al. 2020, algorithm 3).
 
     The random start may leave [0, 1], as in the authors' code, and only the perturbed image is cut. That matters where
@@ -21,22 +23,40 @@ class FGSMRS(Objective):
     fell into catastrophic overfitting at epsilon 0.3 in all of four runs.
     """
 
+    norms: ClassVar[tuple[Norm, ...]] = ("linf",)
+
     kind: Literal["fgsm-rs"] = "fgsm-rs"
-    epsilon: float = Field(gt=0, le=1)
-    """Largest change of a pixel, in input units."""
     relative_step: float = Field(default=1.25, gt=0)
-    """Length of the step as a share of epsilon."""
+    """Length of the step as a share of the radius."""
 
     def passes(self) -> int:
         """One for the step and one for the loss."""
         return 2
 
-    def loss(
-        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
+    def perturb(
+        self,
+        model: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        epsilon: float | torch.Tensor,
+        moment: Moment,
     ) -> torch.Tensor:
-        """The mean cross-entropy on perturbed images."""
-        change = torch.empty_like(images).uniform_(-self.epsilon, self.epsilon, generator=generator)
+        """One step from a random start."""
+        change = random_change(images, epsilon, moment.generator)
         with evaluating(model):
             gradient = cross_entropy_gradient(model, labels)((images + change).requires_grad_())
-        change.add_(gradient.sign(), alpha=self.relative_step * self.epsilon).clamp_(-self.epsilon, self.epsilon)
-        return F.cross_entropy(model((images + change).clamp_(0, 1)), labels)
+        radius = per_image(epsilon)
+        change.add_(gradient.sign() * (self.relative_step * radius)).clamp_(-radius, radius)
+        return change.add_(images).clamp_(0, 1)
+
+    def outer(
+        self,
+        model: nn.Module,
+        images: torch.Tensor,
+        perturbed: torch.Tensor,
+        labels: torch.Tensor,
+        moment: Moment,
+    ) -> Attacked:
+        """The mean cross-entropy on perturbed images."""
+        logits = model(perturbed)
+        return Attacked(F.cross_entropy(logits, labels), logits)

@@ -9,10 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.attacks.ascent import ascend, cross_entropy_gradient, evaluating
-from tasks.objectives.adversarial import Adversarial
+from tasks.attacks.ball import ball
+from tasks.moment import Moment
+from tasks.objectives.adversarial import Attacked, Iterated
 
 
-class PGD(Adversarial):
+class PGD(Iterated):
     """Adversarial training: cross-entropy on images that projected gradient descent has perturbed (Madry et al. 2018).
 
     The attack starts at a random point of the ball and sees the model in evaluation mode; the loss is taken on the
@@ -25,13 +27,28 @@ class PGD(Adversarial):
         """One for each step of the attack and one for the loss."""
         return self.steps + 1
 
-    def loss(
-        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
+    def perturb(
+        self,
+        model: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        epsilon: float | torch.Tensor,
+        moment: Moment,
     ) -> torch.Tensor:
-        """The mean cross-entropy on perturbed images."""
+        """The last iterate from a random start."""
+        start = self.random_start(images, epsilon, moment.generator)
         with evaluating(model):
             gradient_of = cross_entropy_gradient(model, labels)
-            perturbed = ascend(
-                gradient_of, self.random_start(images, generator), self.within(images), self.step, self.steps
-            )
-        return F.cross_entropy(model(perturbed), labels)
+            return ascend(gradient_of, start, ball(self.norm, images, epsilon), self.step(epsilon), self.steps)
+
+    def outer(
+        self,
+        model: nn.Module,
+        images: torch.Tensor,
+        perturbed: torch.Tensor,
+        labels: torch.Tensor,
+        moment: Moment,
+    ) -> Attacked:
+        """The mean cross-entropy on perturbed images."""
+        logits = model(perturbed)
+        return Attacked(F.cross_entropy(logits, labels), logits)

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
+from tasks.moment import Moment
 from tasks.objectives import Objective
 
 
@@ -19,8 +20,6 @@ class Standard(Objective):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Probability mass spread evenly over all classes."""
 
-    def loss(
-        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
-    ) -> torch.Tensor:
+    def loss(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, moment: Moment) -> torch.Tensor:
         """The mean cross-entropy."""
         return F.cross_entropy(model(images), labels, label_smoothing=self.label_smoothing)

@@ -10,13 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.attacks.ascent import Gradient, ascend, evaluating
-from tasks.objectives.adversarial import Adversarial
+from tasks.attacks.ball import ball
+from tasks.moment import Moment
+from tasks.objectives.adversarial import Attacked, Iterated
 
 START_NOISE = 1e-3
 """Standard deviation of the attack's start around the image, where the divergence has no gradient."""
 
 
-class TRADES(Adversarial):
+class TRADES(Iterated):
     """TRADES: cross-entropy plus beta times the divergence that an attack can cause (Zhang et al. 2019).
 
     The loss is `CE(f(x), y) + beta * KL(f(x) || f(x'))`, both means over the batch, where `x'` maximises the divergence
@@ -35,24 +37,41 @@ class TRADES(Adversarial):
         """
         return self.steps + 2 if self.beta else 1
 
-    def loss(
-        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
-    ) -> torch.Tensor:
+    def loss(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, moment: Moment) -> torch.Tensor:
         """The mean cross-entropy on clean images plus the weighted mean divergence."""
         if not self.beta:
             return F.cross_entropy(model(images), labels)
-        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        return super().loss(model, images, labels, moment)
+
+    def perturb(
+        self,
+        model: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        epsilon: float | torch.Tensor,
+        moment: Moment,
+    ) -> torch.Tensor:
+        """The last iterate of an ascent on the divergence."""
+        noise = torch.randn(images.shape, generator=moment.generator, device=images.device)
         with evaluating(model):
             start = (images + START_NOISE * noise).clamp_(0, 1)
-            perturbed = ascend(_divergence_gradient(model, images), start, self.within(images), self.step, self.steps)
-        logits = model(images)
+            gradient_of = _divergence_gradient(model, images)
+            return ascend(gradient_of, start, ball(self.norm, images, epsilon), self.step(epsilon), self.steps)
+
+    def outer(
+        self,
+        model: nn.Module,
+        images: torch.Tensor,
+        perturbed: torch.Tensor,
+        labels: torch.Tensor,
+        moment: Moment,
+    ) -> Attacked:
+        """Both terms; the clean branch is not held fixed."""
+        logits, attacked = model(images), model(perturbed)
         divergence = F.kl_div(
-            F.log_softmax(model(perturbed), dim=1),
-            F.log_softmax(logits, dim=1),
-            reduction="batchmean",
-            log_target=True,
+            F.log_softmax(attacked, dim=1), F.log_softmax(logits, dim=1), reduction="batchmean", log_target=True
         )
-        return F.cross_entropy(logits, labels) + self.beta * divergence
+        return Attacked(F.cross_entropy(logits, labels) + self.beta * divergence, attacked)
 
 
 def _divergence_gradient(model: nn.Module, images: torch.Tensor) -> Gradient:

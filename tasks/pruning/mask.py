@@ -239,6 +239,8 @@ class Enforcer:
         weights = prunable(model)
         mask.require_fit(weights)
         self._optimizer = optimizer
+        self.kept = {name: mask[name].to(weights[name].device) for name in mask}
+        """The mask by parameter name, on the device of the weights."""
         self._weights = [(weights[name], mask[name]) for name in mask]
         self._bits: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 

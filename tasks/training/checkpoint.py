@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn, optim
 
-FORMAT = 1
+FORMAT = 2
 """Rises when `unpack` can no longer read what an older `pack` wrote."""
 
 
@@ -41,14 +41,21 @@ class Progress:
     best: Best | None = None
 
 
-def pack(progress: Progress, model: nn.Module, optimizer: optim.Optimizer, scaler: torch.amp.GradScaler) -> bytes:
-    """The whole state of a training between two steps."""
+def pack(
+    progress: Progress,
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    memory: nn.Module,
+) -> bytes:
+    """The whole state of a training between two steps; `memory` is the objective's."""
     best = progress.best
     state = {
         "format": FORMAT,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
+        "memory": memory.state_dict(),
         "step": progress.step,
         "losses": torch.stack(progress.losses).cpu() if progress.losses else torch.empty(0),
         "history": progress.history,
@@ -60,8 +67,14 @@ def pack(progress: Progress, model: nn.Module, optimizer: optim.Optimizer, scale
     return content.getvalue()
 
 
-def unpack(content: bytes, model: nn.Module, optimizer: optim.Optimizer, scaler: torch.amp.GradScaler) -> Progress:
-    """Puts a saved state into model, optimizer and scaler, in place, and returns the progress.
+def unpack(
+    content: bytes,
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    memory: nn.Module,
+) -> Progress:
+    """Puts a saved state into model, optimizer, scaler and memory, in place, and returns the progress.
 
     Raises:
         ValueError: another version of hedgerow saved it.
@@ -75,6 +88,7 @@ def unpack(content: bytes, model: nn.Module, optimizer: optim.Optimizer, scaler:
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
+    memory.load_state_dict(state["memory"])
     best = state["best"] and Best(**{**state["best"], "weights": state["best"]["weights"].numpy().tobytes()})
     device = next(model.parameters()).device
     return Progress(state["step"], list(state["losses"].to(device)), state["history"], best)

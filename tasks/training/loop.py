@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 
 import torch
 from torch import nn, optim
 
-from tasks.data.batches import Loader
+from tasks.data.batches import Batch, Loader
+from tasks.moment import Moment
 from tasks.objectives import Objective
 from tasks.pruning.mask import Enforcer
 from tasks.schedules import Schedule
@@ -44,6 +45,8 @@ class Loop:
     """Keeps pruned weights dead."""
     loader: Loader
     objective: Objective
+    memory: nn.Module
+    """The objective's."""
     learning_rate: float
     schedule: Schedule
     steps: int
@@ -68,20 +71,18 @@ class Loop:
         begin = progress.step
         per_epoch = len(self.loader)
         noise = torch.Generator(self.device)
-        while progress.step < stop:
-            epoch, position = divmod(progress.step, per_epoch)
-            self.model.train()
-            for images, labels in islice(self.loader.epoch(self.seed, epoch, start=position), stop - progress.step):
-                progress.losses.append(self._step(progress.step, images, labels, noise))
-                progress.step += 1
-                if progress.step % LOOK == 0:
-                    self.require_finite(progress)
-                    context.progress(progress.step - begin, stop - begin, f"epoch {epoch + 1}")
-                if progress.step % per_epoch == 0 or progress.step == stop:
-                    self.require_finite(progress)
-                    end_epoch(progress)
-                if context.should_save():
-                    context.save(pack(progress, self.model, self.optimizer, self.scaler))
+        self.model.train()
+        for batch in islice(self._batches(begin), stop - begin):
+            progress.losses.append(self._step(progress.step, batch, noise))
+            progress.step += 1
+            if progress.step % LOOK == 0:
+                self.require_finite(progress)
+                context.progress(progress.step - begin, stop - begin, f"epoch {-(-progress.step // per_epoch)}")
+            if progress.step % per_epoch == 0 or progress.step == stop:
+                self.require_finite(progress)
+                end_epoch(progress)
+            if context.should_save():
+                context.save(pack(progress, self.model, self.optimizer, self.scaler, self.memory))
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -106,16 +107,29 @@ class Loop:
             f"{self.rate(step):g}; lower optimizer.learning_rate or raise schedule.warmup"
         )
 
-    def _step(self, step: int, images: torch.Tensor, labels: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+    def _batches(self, step: int) -> Iterator[Batch]:
+        """The batch of this step, and of all that follow; replayed ones several times in a row."""
+        replays = self.objective.replays
+        while True:
+            number, replayed = divmod(step, replays)
+            epoch, position = divmod(number, len(self.loader))
+            for batch in self.loader.epoch(self.seed, epoch, start=position):
+                left = replays - replayed
+                yield from repeat(batch, left)
+                step, replayed = step + left, 0
+
+    def _step(self, step: int, batch: Batch, noise: torch.Generator) -> torch.Tensor:
+        images, labels, rows = batch
         rate = self.rate(step)
         for group in self.optimizer.param_groups:
             if group["lr"] != rate:
                 group["lr"] = rate
         noise.manual_seed(seed_of(self.seed, "noise", step))
         _seed_layers(seed_of(self.seed, "layers", step), self.device)
+        moment = Moment(noise, step, self.steps, rows, self.memory, self.enforcer.kept if self.enforcer else {})
         self.optimizer.zero_grad(set_to_none=True)
         with self._precision():
-            loss = self.objective.loss(self.forward, images, labels, noise)
+            loss = self.objective.loss(self.forward, images, labels, moment)
         torch.autograd.backward(self.scaler.scale(loss))
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -151,6 +151,7 @@ class _Training:
             enforcer=Enforcer(self.mask, self.model, optimizer) if self.mask is not None else None,
             loader=self.loader,
             objective=task.objective,
+            memory=task.objective.memory(task.data.signature(), self.examples, task.batch_size).to(device),
             learning_rate=task.optimizer.learning_rate,
             schedule=task.schedule,
             steps=self.total,
@@ -164,7 +165,11 @@ class _Training:
     def run(self, context: Context) -> Result:
         loop = self.loop
         saved = context.saved()
-        progress = Progress(self.begin) if saved is None else unpack(saved, self.model, loop.optimizer, loop.scaler)
+        progress = (
+            Progress(self.begin)
+            if saved is None
+            else unpack(saved, self.model, loop.optimizer, loop.scaler, loop.memory)
+        )
         if self.stop == 0:
             score = self._validate(progress)
             progress.history = [{"epoch": 0, "step": 0, **_validation(score)}]

@@ -13,6 +13,7 @@ from tasks.data import Dataset, Examples, Signature, Split
 from tasks.models import Architecture
 from tasks.models.network import Network
 from tasks.models.weights import weights_to_bytes
+from tasks.moment import Moment
 from tasks.objectives import Objective
 from tasks.objectives.pgd import PGD
 from tasks.objectives.standard import Standard
@@ -114,7 +115,7 @@ def trained(objective: Objective, epochs: int = 12) -> nn.Module:
     for _ in range(epochs):
         for rows in torch.randperm(len(images), generator=draw).split(64):
             optimizer.zero_grad()
-            objective.loss(net, images[rows], labels[rows], draw).backward()
+            objective.loss(net, images[rows], labels[rows], Moment(draw)).backward()
             optimizer.step()
     return net.eval()
 

@@ -47,7 +47,7 @@ def test_an_epoch_visits_every_example_once_with_its_own_label_and_value(example
 def test_seed_and_epoch_decide_the_order_and_augmentation_does_not(examples):
     def order(seed: int, epoch: int, augmentation: Augmentation | None = None) -> list[int]:
         return torch.cat(
-            [labels for _, labels in Loader(examples, 9, augmentation=augmentation).epoch(seed, epoch)]
+            [labels for _, labels, _ in Loader(examples, 9, augmentation=augmentation).epoch(seed, epoch)]
         ).tolist()
 
     assert order(0, 0) == order(0, 0) == order(0, 0, CropFlip())
@@ -56,7 +56,7 @@ def test_seed_and_epoch_decide_the_order_and_augmentation_does_not(examples):
 
 def test_each_example_of_an_epoch_has_draws_of_its_own_whatever_the_batch_size(examples):
     few, many = (list(Loader(examples, size, augmentation=CropFlip(padding=2)).epoch(0, 0)) for size in (7, 103))
-    assert torch.equal(torch.cat([images for images, _ in few]), many[0][0])
+    assert torch.equal(torch.cat([images for images, _, _ in few]), many[0][0])
 
 
 def test_iterating_leaves_the_global_generator_alone(examples):
@@ -68,7 +68,7 @@ def test_iterating_leaves_the_global_generator_alone(examples):
 @pytest.mark.parametrize(("drop_last", "sizes"), [(False, [50, 50, 3]), (True, [50, 50])])
 def test_the_short_last_batch_is_kept_unless_dropped(examples, drop_last, sizes):
     loader = Loader(examples, 50, drop_last=drop_last)
-    assert [len(labels) for _, labels in loader.epoch(0, 0)] == sizes
+    assert [len(labels) for _, labels, _ in loader.epoch(0, 0)] == sizes
     assert len(loader) == len(sizes)
 
 
@@ -140,4 +140,4 @@ def test_a_gpu_sees_the_batches_that_the_cpu_sees(examples):
         here = list(Loader(examples, 10, "cpu", augmentation).epoch(0, 1))
         there = list(Loader(examples, 10, "cuda", augmentation).epoch(0, 1))
         assert there[0][0].is_cuda
-        assert same(here, [(images.cpu(), labels.cpu()) for images, labels in there])
+        assert same(here, [tuple(each.cpu() for each in batch) for batch in there])

@@ -167,7 +167,7 @@ def test_batches_come_in_the_recorded_order(augmentation: Augmentation, golden: 
     loader = Loader(Examples(images, torch.arange(100)), batch_size=32, augmentation=augmentation)
     batches = [batch for epoch in (0, 1) for batch in loader.epoch(7, epoch)]
     found = digest(
-        *((255 * images).round().to(torch.uint8) for images, _ in batches), *(labels for _, labels in batches)
+        *((255 * images).round().to(torch.uint8) for images, _, _ in batches), *(labels for _, labels, _ in batches)
     )
     unchanged(found, golden, Train, type(augmentation))
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tasks.attacks import pgd
 from tasks.attacks.draws import Draws
+from tasks.moment import Moment
 from tasks.objectives import Objective
 from tasks.objectives.fgsm_rs import FGSMRS
 from tasks.objectives.pgd import PGD
@@ -34,7 +35,7 @@ def fresh(seed: int = 0) -> nn.Module:
 
 def gradients(objective: Objective, model: nn.Module, seed: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:
     images, labels = pixels()
-    loss = objective.loss(model, images[:64], labels[:64], generator(seed))
+    loss = objective.loss(model, images[:64], labels[:64], Moment(generator(seed)))
     return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters())))
 
 
@@ -43,7 +44,7 @@ def test_label_smoothing_spreads_probability_over_all_classes() -> None:
     model = fresh().eval()
     log_p = model(images).log_softmax(1)
     expected = -(0.9 * log_p[torch.arange(len(labels)), labels] + 0.1 * log_p.mean(1)).mean()
-    loss = Standard(label_smoothing=0.1).loss(model, images, labels, generator(0))
+    loss = Standard(label_smoothing=0.1).loss(model, images, labels, Moment(generator(0)))
     assert torch.allclose(loss, expected, atol=1e-6)
 
 
@@ -68,12 +69,12 @@ def test_the_gradient_of_trades_flows_through_both_branches() -> None:
     images, labels = pixels()
     images, labels = images[:16].double(), labels[:16]
     model, objective = Affine(torch.float64), TRADES(epsilon=0.02, steps=3, beta=4.0)
-    (gradient,) = torch.autograd.grad(objective.loss(model, images, labels, generator(0)), model.weight)
+    (gradient,) = torch.autograd.grad(objective.loss(model, images, labels, Moment(generator(0))), model.weight)
 
     # The attacked images, found once more by finite means: they are fixed while the loss is differentiated.
     seen: list[torch.Tensor] = []
     handle = model.register_forward_hook(lambda _, given, __: seen.append(given[0].detach()))
-    objective.loss(model, images, labels, generator(0))
+    objective.loss(model, images, labels, Moment(generator(0)))
     handle.remove()
     perturbed = seen[-1]
     assert not torch.equal(perturbed, images)
@@ -98,7 +99,7 @@ def test_trades_attacks_the_divergence_and_not_the_label() -> None:
     seen: list[torch.Tensor] = []
     model.register_forward_hook(lambda _, given, __: seen.append(given[0].detach()))
     for labels in (torch.zeros(300, dtype=torch.int64), torch.ones(300, dtype=torch.int64)):
-        objective.loss(model, images, labels, generator(0))
+        objective.loss(model, images, labels, Moment(generator(0)))
     assert torch.equal(seen[len(seen) // 2 - 1], seen[-1])
 
     def divergence(other: torch.Tensor) -> torch.Tensor:
@@ -111,11 +112,11 @@ def test_trades_attacks_the_divergence_and_not_the_label() -> None:
 def test_madrys_loss_is_the_cross_entropy_on_attacked_images_alone() -> None:
     images, labels = pixels()
     model, objective = Affine(), PGD(epsilon=0.02, steps=5)
-    loss = objective.loss(model, images, labels, generator(0)).detach()
+    loss = objective.loss(model, images, labels, Moment(generator(0))).detach()
     assert loss > 1.1 * F.cross_entropy(model(images), labels)
     seen: list[torch.Tensor] = []
     model.register_forward_hook(lambda _, given, __: seen.append(given[0].detach()))
-    objective.loss(model, images, labels, generator(0))
+    objective.loss(model, images, labels, Moment(generator(0)))
     assert len(seen) == objective.passes()
     assert torch.allclose(loss, F.cross_entropy(model(seen[-1]), labels))
     assert (seen[-1] - images).abs().max() <= 0.02 + 1e-6
@@ -132,7 +133,7 @@ def test_fast_training_starts_anywhere_in_the_ball_and_ends_where_images_may_be(
     images = torch.rand((50, 1, 8, 8), generator=generator("fast")).round()  # black and white
     labels = torch.zeros(50, dtype=torch.int64)
     model = Watched()
-    loss = FGSMRS(epsilon=0.3).loss(model, images, labels, generator(0))
+    loss = FGSMRS(epsilon=0.3).loss(model, images, labels, Moment(generator(0)))
     start, end = seen
     assert -0.3 <= start.min() < -0.29  # below black: half of the randomness would be lost if it were cut
     assert 1.29 < start.max() <= 1.3

@@ -237,8 +237,8 @@ def test_divergence_names_the_first_bad_step():
     class Bomb(Witness):
         kind: Any = "toy-bomb"
 
-        def loss(self, model: Any, images: Any, labels: Any, generator: Any) -> torch.Tensor:
-            loss = super().loss(model, images, labels, generator)
+        def loss(self, model: Any, images: Any, labels: Any, moment: Any) -> torch.Tensor:
+            loss = super().loss(model, images, labels, moment)
             return loss * float("nan") if len(self.seen) == 11 else loss
 
     with pytest.raises(Diverged, match=r"the loss is nan at step 10 \(epoch 2\)"):

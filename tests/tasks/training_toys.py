@@ -10,6 +10,7 @@ from tasks.data import Dataset, Examples, Signature, Split
 from tasks.models import Architecture
 from tasks.models.network import Network
 from tasks.models.weights import load_weights
+from tasks.moment import Moment
 from tasks.objectives import Objective
 from tasks.objectives.standard import Standard
 from tasks.optimizers.sgd import SGD
@@ -75,12 +76,10 @@ class Witness(Objective):
     kind: Literal["toy-witness"] = "toy-witness"
     seen: ClassVar[list[tuple[torch.Tensor, torch.Tensor, float, float]]] = []
 
-    def loss(
-        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
-    ) -> torch.Tensor:
-        own = torch.rand((), generator=generator).item()
+    def loss(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, moment: Moment) -> torch.Tensor:
+        own = torch.rand((), generator=moment.generator).item()
         self.seen.append((images.clone(), labels.clone(), own, torch.rand(()).item()))
-        return Standard().loss(model, images, labels, generator)
+        return Standard().loss(model, images, labels, moment)
 
 
 class Loud(Objective):
@@ -88,10 +87,8 @@ class Loud(Objective):
 
     kind: Literal["toy-loud"] = "toy-loud"
 
-    def loss(
-        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
-    ) -> torch.Tensor:
-        return 20 * Standard().loss(model, images, labels, generator)
+    def loss(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, moment: Moment) -> torch.Tensor:
+        return 20 * Standard().loss(model, images, labels, moment)
 
 
 class Finished:
