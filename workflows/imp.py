@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from statistics import mean
 from typing import Annotated, Any, Literal, Self
@@ -15,20 +14,18 @@ from tasks.attacks import Attack
 from tasks.attacks.transfer import Transfer
 from tasks.component import kind_of
 from tasks.measuring.evaluate import Evaluate
-from tasks.models.prunable import output_layer, prunable
-from tasks.pruning.prune import Prune, survivors
+from tasks.pruning.prune import Prune
 from tasks.pruning.shuffle import ShuffleMask
-from tasks.schedules.constant import Constant
 from tasks.seeds import seed_of
 from tasks.training.train import Train
-from workflows import Workflow
+from workflows.chain import Chain, Ticket
 from workflows.report import Curve, Report
 from workflows.subjects import at_path, without_weights
 
 Control = Literal["reinit", "shuffled"]
 
 
-class IMP(Workflow):
+class IMP(Chain):
     """Iterative magnitude pruning with rewinding (Frankle & Carbin 2019, Alg. 2; Frankle et al. 2020, Alg. 2)."""
 
     kind: Literal["imp"] = "imp"
@@ -36,19 +33,6 @@ class IMP(Workflow):
     """How a network is trained at every level; its seeds count the replicates' from here."""
     prune: Prune
     """What one level removes."""
-    levels: int | None = Field(default=None, ge=1)
-    """How many times to prune."""
-    sparsity: float | None = Field(default=None, gt=0, lt=1)
-    """Instead of `levels`: prune until at least this share of the prunable weights is gone."""
-    rewind_step: int = Field(default=0, ge=0)
-    """The training step whose weights every level restarts from; 0 are the initial weights."""
-    retraining: Literal["rewind", "learning-rate-rewind", "fine-tune"] = "rewind"
-    """After pruning: restart from the rewind point, or keep the weights and restart the schedule, or keep them and go
-    on at a small learning rate (Renda et al. 2020)."""
-    fine_tune_epochs: int | None = Field(default=None, ge=1)
-    """Length of a fine-tuning."""
-    fine_tune_rate: float | None = Field(default=None, gt=0)
-    """Its constant learning rate."""
     replicates: int = Field(default=1, ge=1)
     """Independent chains: other initial weights, other data orders."""
     controls: tuple[Control, ...] = ("reinit", "shuffled")
@@ -65,12 +49,6 @@ class IMP(Workflow):
     """Test examples that are attacked; all when not given."""
 
     @model_validator(mode="after")
-    def _has_one_length(self) -> Self:
-        if (self.levels is None) == (self.sparsity is None):
-            raise ValueError("give either levels or sparsity")
-        return self
-
-    @model_validator(mode="after")
     def _has_no_surrogates(self) -> Self:
         for place, attack in enumerate(self.attacks):
             if isinstance(attack, Transfer):
@@ -80,56 +58,17 @@ class IMP(Workflow):
                 )
         return self
 
-    @model_validator(mode="after")
-    def _says_how_to_fine_tune(self) -> Self:
-        fine_tunes = self.retraining == "fine-tune"
-        if fine_tunes != (self.fine_tune_epochs is not None) or fine_tunes != (self.fine_tune_rate is not None):
-            raise ValueError("retraining: fine-tune, fine_tune_epochs and fine_tune_rate go together")
-        return self
-
     def check(self) -> None:
-        """Builds the network without weights, and counts what every level would keep."""
-        steps = self.train.epochs * math.ceil(len(self.train.data.load("train")) / self.train.batch_size)
-        if self.rewind_step >= steps:
-            raise ValueError(f"rewind_step: {self.rewind_step} (training has {steps} steps; it must be fewer)")
+        """Checks the chain, and compares attacks with the network and examples with the data."""
+        self.check_chain(self.train)
         held = len(self.train.data.load("test"))
         if self.examples is not None and self.examples > held:
             raise ValueError(f"examples is {self.examples}, but the test split holds {held}")
-        list(self.densities())
         with at_path("attacks"):
             self.measurement()
             network = without_weights(self.train.architecture, self.train.data.signature())
             for attack in self.attacks:
                 attack.check_model(network)
-
-    def densities(self) -> Iterator[float]:
-        """The density after each level, by counting alone.
-
-        Raises:
-            ValueError: the images do not fit the network, or no level reaches the sparsity.
-        """
-        with at_path("train.architecture"):
-            network = without_weights(self.train.architecture, self.train.data.signature())
-        sizes = {name: kernel.numel() for name, kernel in prunable(network).items()}
-        total, spared = sum(sizes.values()), sizes[output_layer(network)]
-        own = self.prune.output_layer != "include"
-        ranked, output = (total - spared, spared) if own else (total, 0)
-        level = 0
-        while self._goes_on(level, density := (ranked + output) / total):
-            if self.prune.output_layer == "half":
-                output = survivors(output, self.prune.fraction / 2)
-            fewer = survivors(ranked, self.prune.fraction)
-            if fewer == ranked or fewer == 0:
-                wanted = f"sparsity {self.sparsity}" if self.sparsity else f"level {self.levels}"
-                raise ValueError(
-                    f"{'sparsity' if self.sparsity else 'levels'}: {wanted} is out of reach; pruning ends at level "
-                    f"{level}, sparsity {1 - density:.4f}, with {ranked + output} of {total} weights left"
-                )
-            ranked, level = fewer, level + 1
-            yield (ranked + output) / total
-
-    def _goes_on(self, level: int, density: float) -> bool:
-        return level < self.levels if self.levels is not None else density > 1 - (self.sparsity or 0)
 
     def measurement(self) -> Evaluate:
         """What is measured of every network."""
@@ -150,39 +89,22 @@ class IMP(Workflow):
         seeds = {"seed": self.train.seed + replicate, "init_seed": self.train.init_seed + replicate}
         return self.train.model_copy(update=seeds)
 
-    def retrained(self, train: Train) -> Train:
-        """The training of the levels that keep their weights."""
-        update: dict[str, Any] = {"schedule_from": "zero"}
-        if self.retraining == "fine-tune":
-            optimizer = train.optimizer.model_copy(update={"learning_rate": self.fine_tune_rate})
-            update |= {"epochs": self.fine_tune_epochs, "schedule": Constant(), "optimizer": optimizer}
-        return train.model_copy(update=update)
-
     async def run(self, flow: Flow) -> None:
         """The chains, side by side."""
         await flow.together(*(self.chain(flow.at(replicate=index), index) for index in range(self.replicates)))
 
     async def chain(self, flow: Flow, replicate: int) -> None:
-        """One replicate: train, prune, rewind, and again."""
-        train = self.seeded(replicate)
-        start = flow.step(train.model_copy(update={"stop_at": self.rewind_step})) if self.rewind_step else None
-        depth = len(list(self.densities()))
-        mask, measured = None, []
-        for level in range(depth + 1):
-            here = flow.at(level=level)
-            trained = here.step(train, start=start, mask=mask)
-            measured.append(here.step(self.measurement(), trained=trained))
-            if mask is not None and (depth - level) % self.control_every == 0:
-                measured += self.measured_controls(here, train, start, mask, replicate)
-            if self.retraining != "rewind":
-                start, train = trained, self.retrained(train)
-            if level < depth:
-                mask = here.step(self.prune, trained=trained, mask=mask)
+        """One replicate: its tickets, each beside its controls."""
+        train, measured = self.seeded(replicate), []
+        depth = len(list(self.densities(train)))
+        for ticket in self.tickets(flow, train):
+            here = flow.at(level=ticket.level)
+            measured.append(here.step(self.measurement(), trained=ticket.trained))
+            if ticket.mask is not None and (depth - ticket.level) % self.control_every == 0:
+                measured += self.measured_controls(here, ticket, ticket.mask, replicate)
         await flow.together(*measured)
 
-    def measured_controls(
-        self, flow: Flow, train: Train, start: Handle | None, mask: Handle, replicate: int
-    ) -> Iterator[Handle]:
+    def measured_controls(self, flow: Flow, ticket: Ticket, mask: Handle, replicate: int) -> Iterator[Handle]:
         """The networks that tell whether it is the ticket, and not just its sparsity, that counts."""
         for control in self.controls:
             here = flow.at(control=control)
@@ -190,7 +112,7 @@ class IMP(Workflow):
                 trained = here.step(_reinitialised(self.seeded(replicate)), mask=mask)
             else:
                 shuffled = here.step(ShuffleMask(seed=seed_of(replicate, "shuffle") % 2**31), mask=mask)
-                trained = here.step(train, start=start, mask=shuffled)
+                trained = here.step(ticket.train, start=ticket.start, mask=shuffled)
             yield here.step(self.measurement(), trained=trained)
 
     def report(self, finished: Sequence[Finished]) -> Report:

@@ -128,17 +128,15 @@ class Iterated(Adversarial):
             noise = random_change(images, epsilon, generator)
             return ball("linf", images, epsilon).project_(noise.add_(images))
         direction = unit(torch.empty_like(images).normal_(generator=generator))
-        radii = images.new_empty(len(images), 1, 1, 1).uniform_(generator=generator)
-        radii = per_image(epsilon) * radii ** (1 / images[0].numel())
-        return (images + radii * direction).clamp_(0, 1)
+        lengths = images.new_empty(len(images), 1, 1, 1).uniform_(generator=generator) ** (1 / images[0].numel())
+        return direction.mul_(per_image(epsilon) * lengths).add_(images).clamp_(0, 1)
 
 
 def random_change(images: torch.Tensor, epsilon: float | torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A change of each pixel of images (N, C, H, W), even in [-epsilon, epsilon]."""
     change = torch.empty_like(images)
     if isinstance(epsilon, torch.Tensor):
-        change.uniform_(-1, 1, generator=generator)
-        return change.mul_(per_image(epsilon))
+        return change.uniform_(-1, 1, generator=generator).mul_(epsilon.view(-1, 1, 1, 1))
     return change.uniform_(-epsilon, epsilon, generator=generator)
 
 

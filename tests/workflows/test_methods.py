@@ -15,7 +15,7 @@ from workflows.command.recipe import SHIPPED, BadRequest, shipped_recipes
 jsonschema = pytest.importorskip("jsonschema")
 
 FAMILIES = {
-    "Workflow", "Architecture", "Attack", "Augmentation", "Corruption", "Dataset", "Objective", "Optimizer",
+    "Workflow", "Architecture", "Attack", "Augmentation", "Budget", "Corruption", "Dataset", "Objective", "Optimizer",
     "Partition", "Saliency", "Schedule", "Task",
 }  # fmt: skip
 

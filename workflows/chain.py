@@ -1,0 +1,134 @@
+"""A pruning chain: train, prune, rewind, and again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cluster.flow import Flow, Handle
+from tasks.models.prunable import output_layer, prunable
+from tasks.pruning.prune import Prune, survivors
+from tasks.schedules.constant import Constant
+from tasks.training.train import Train
+from workflows import Workflow
+from workflows.subjects import at_path, without_weights
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A network of the chain."""
+
+    level: int
+    """How many times it was pruned."""
+    train: Train
+    """How it was trained,"""
+    start: Handle | None
+    """from these weights; initial ones if None,"""
+    mask: Handle | None
+    """under this mask; dense if None."""
+    trained: Handle
+    """The training."""
+
+
+class Chain(Workflow):
+    """A workflow along pruning chains: what a level removes, how many there are, and where each restarts from."""
+
+    prune: Prune | None = None
+    """What one level removes; without it there is the dense network alone."""
+    levels: int | None = Field(default=None, ge=1)
+    """How many times to prune."""
+    sparsity: float | None = Field(default=None, gt=0, lt=1)
+    """Instead of `levels`: prune until at least this share of the prunable weights is gone."""
+    rewind_step: int = Field(default=0, ge=0)
+    """The training step whose weights every level restarts from; 0 are the initial weights."""
+    retraining: Literal["rewind", "learning-rate-rewind", "fine-tune"] = "rewind"
+    """After pruning: restart from the rewind point, or keep the weights and restart the schedule, or keep them and go
+    on at a small learning rate (Renda et al. 2020)."""
+    fine_tune_epochs: int | None = Field(default=None, ge=1)
+    """Length of a fine-tuning."""
+    fine_tune_rate: float | None = Field(default=None, gt=0)
+    """Its constant learning rate."""
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Self:
+        lengths = sum(length is not None for length in (self.levels, self.sparsity))
+        if self.prune is not None and lengths != 1:
+            raise ValueError("give either levels or sparsity")
+        if self.prune is None and lengths:
+            raise ValueError("levels and sparsity need prune, which says what a level removes")
+        return self
+
+    @model_validator(mode="after")
+    def _says_how_to_fine_tune(self) -> Self:
+        fine_tunes = self.retraining == "fine-tune"
+        if fine_tunes != (self.fine_tune_epochs is not None) or fine_tunes != (self.fine_tune_rate is not None):
+            raise ValueError("retraining: fine-tune, fine_tune_epochs and fine_tune_rate go together")
+        return self
+
+    def check_chain(self, train: Train) -> None:
+        """Builds the network without weights, and counts what every level would keep.
+
+        Raises:
+            ValueError: the chain does not fit the training.
+        """
+        steps = train.epochs * math.ceil(len(train.data.load("train")) / train.batch_size)
+        if self.rewind_step >= steps:
+            raise ValueError(f"rewind_step: {self.rewind_step} (training has {steps} steps; it must be fewer)")
+        list(self.densities(train))
+
+    def densities(self, train: Train) -> Iterator[float]:
+        """The density after each level, by counting alone.
+
+        Raises:
+            ValueError: the images do not fit the network, or no level reaches the sparsity.
+        """
+        with at_path("train.architecture"):
+            network = without_weights(train.architecture, train.data.signature())
+        if self.prune is None:
+            return
+        sizes = {name: kernel.numel() for name, kernel in prunable(network).items()}
+        total, spared = sum(sizes.values()), sizes[output_layer(network)]
+        own = self.prune.output_layer != "include"
+        ranked, output = (total - spared, spared) if own else (total, 0)
+        level = 0
+        while self._goes_on(level, density := (ranked + output) / total):
+            if self.prune.output_layer == "half":
+                output = survivors(output, self.prune.fraction / 2)
+            fewer = survivors(ranked, self.prune.fraction)
+            if fewer == ranked or fewer == 0:
+                wanted = f"sparsity {self.sparsity}" if self.sparsity else f"level {self.levels}"
+                raise ValueError(
+                    f"{'sparsity' if self.sparsity else 'levels'}: {wanted} is out of reach; pruning ends at level "
+                    f"{level}, sparsity {1 - density:.4f}, with {ranked + output} of {total} weights left"
+                )
+            ranked, level = fewer, level + 1
+            yield (ranked + output) / total
+
+    def tickets(self, flow: Flow, train: Train) -> Iterator[Ticket]:
+        """The dense network and those of every level, asked for one after the other (Frankle & Carbin 2019, Alg. 2)."""
+        start = flow.step(train.model_copy(update={"stop_at": self.rewind_step})) if self.rewind_step else None
+        depth = len(list(self.densities(train)))
+        mask = None
+        for level in range(depth + 1):
+            here = flow.at(level=level)
+            trained = here.step(train, start=start, mask=mask)
+            yield Ticket(level, train, start, mask, trained)
+            if self.retraining != "rewind":
+                start, train = trained, self._retrained(train)
+            if self.prune is not None and level < depth:
+                mask = here.step(self.prune, trained=trained, mask=mask)
+
+    def _goes_on(self, level: int, density: float) -> bool:
+        return level < self.levels if self.levels is not None else density > 1 - (self.sparsity or 0)
+
+    def _retrained(self, train: Train) -> Train:
+        """The training of the levels that keep their weights."""
+        update: dict[str, Any] = {"schedule_from": "zero"}
+        if self.retraining == "fine-tune":
+            optimizer = train.optimizer.model_copy(update={"learning_rate": self.fine_tune_rate})
+            update |= {"epochs": self.fine_tune_epochs, "schedule": Constant(), "optimizer": optimizer}
+        return train.model_copy(update=update)
