@@ -19,7 +19,7 @@ QUIET_SECONDS = 60.0
 """Without a step under way after which a chain's W&B run is closed; it is opened again if more comes."""
 UNDER_WAY = ("asked", "waiting", "started", "retried", "recomputed")
 DONE = ("published", "found")
-ROWS = ("level", "shard", "corruption")
+ROWS = ("level", "shard", "corruption", "delta", "weights", "rounded")
 """Coordinates that tell the rows of one W&B run apart; any other begins a W&B run of its own."""
 
 
@@ -131,10 +131,10 @@ class Follower:
             return
         chain = chain_of(self._run, at)
         kind = published.manifest["task"]["kind"]
-        place = {name: at[name] for name in ("level",) if name in at}
+        place = {name: at[name] for name in ROWS if name in at}
         rows: list[dict[str, Any]] = [dict(scalars(json.loads(line), f"curves/{kind}")) for line in curves.splitlines()]
         rows.append({**dict(scalars(published.metrics, kind)), "key": key[:12]})
-        if place:
+        if "level" in place:
             self._sink.chart_by_level(chain, kind)
         step = self.cursor.reserve(chain.id, len(rows))
         for number, row in enumerate(rows):
