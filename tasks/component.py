@@ -60,7 +60,7 @@ class Component(BaseModel):
             placed = any(isinstance(mark, Placement) for mark in field.metadata)
             if name == "kind" or placed:
                 continue
-            elidable = not isinstance(value, Component) or value.elidable
+            elidable = not isinstance(value, Component) or (value.elidable and not _has_versions(value.identity()))
             if elidable and not field.is_required() and value == field.get_default(call_default_factory=True):
                 continue
             named[name] = _canonical(value)
@@ -202,6 +202,15 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     close = get_close_matches(name, list(known), n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}allowed: {', '.join(known)}"
+
+
+def _has_versions(identity: Any) -> bool:
+    """Whether a component in it, at any depth, was changed since its first version: a default must then be named."""
+    if isinstance(identity, list):
+        return any(map(_has_versions, identity))
+    if not isinstance(identity, Mapping):
+        return False
+    return ("kind" in identity and "version" in identity) or any(map(_has_versions, identity.values()))
 
 
 def _canonical(value: Any) -> Any:

@@ -22,6 +22,8 @@ from workflows.subjects import at_path, without_weights
 class Ticket:
     """A network of the chain."""
 
+    flow: Flow
+    """Its place."""
     level: int
     """How many times it was pruned."""
     train: Train
@@ -114,9 +116,9 @@ class Chain(Workflow):
         depth = len(list(self.densities(train)))
         mask = None
         for level in range(depth + 1):
-            here = flow.at(level=level)
+            here = flow.at(level=level) if self.prune is not None else flow
             trained = here.step(train, start=start, mask=mask)
-            yield Ticket(level, train, start, mask, trained)
+            yield Ticket(here, level, train, start, mask, trained)
             if self.retraining != "rewind":
                 start, train = trained, self._retrained(train)
             if self.prune is not None and level < depth:

@@ -98,16 +98,15 @@ class IMP(Chain):
         train, measured = self.seeded(replicate), []
         depth = len(list(self.densities(train)))
         for ticket in self.tickets(flow, train):
-            here = flow.at(level=ticket.level)
-            measured.append(here.step(self.measurement(), trained=ticket.trained))
+            measured.append(ticket.flow.step(self.measurement(), trained=ticket.trained))
             if ticket.mask is not None and (depth - ticket.level) % self.control_every == 0:
-                measured += self.measured_controls(here, ticket, ticket.mask, replicate)
+                measured += self.measured_controls(ticket, ticket.mask, replicate)
         await flow.together(*measured)
 
-    def measured_controls(self, flow: Flow, ticket: Ticket, mask: Handle, replicate: int) -> Iterator[Handle]:
+    def measured_controls(self, ticket: Ticket, mask: Handle, replicate: int) -> Iterator[Handle]:
         """The networks that tell whether it is the ticket, and not just its sparsity, that counts."""
         for control in self.controls:
-            here = flow.at(control=control)
+            here = ticket.flow.at(control=control)
             if control == "reinit":
                 trained = here.step(_reinitialised(self.seeded(replicate)), mask=mask)
             else:

@@ -15,6 +15,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from workflows.heat import HeatMap, draw
+
 
 @dataclass
 class Curve:
@@ -47,6 +49,8 @@ class Report:
     """Every measured point with the key of the step behind it."""
     notes: Sequence[str] = ()
     curves: Sequence[Curve] = ()
+    maps: Sequence[HeatMap] = ()
+    """Drawn instead of curves."""
     x_label: str = ""
     y_label: str = ""
     sections: Sequence[Section] = ()
@@ -77,7 +81,9 @@ class Report:
         """
         content = f"{json.dumps(self.record(), indent=1, ensure_ascii=False)}\n"
         files = {"table.md": self._markdown().encode(), "results.json": content.encode()}
-        if any(curve.points for curve in self.curves):
+        if self.maps:
+            files = {"figure.png": draw(self.maps, self.title, self.x_label, self.y_label), **files}
+        elif any(curve.points for curve in self.curves):
             files = {"figure.png": self._figure(), **files}
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, StringConstraints, TypeAdapter, ValidationError
 from torch import nn
 
 from cluster.flow import Flow, Handle
@@ -24,21 +24,24 @@ from tasks.training.train import Train
 Part = TypeVar("Part", bound=Component)
 
 
+def _is_text(given: Any) -> Any:
+    if isinstance(given, int | float):
+        raise ValueError("YAML reads these digits as a number: put the key in quotes")
+    return given
+
+
+Key = Annotated[str, BeforeValidator(_is_text), StringConstraints(pattern=r"^[0-9a-f]{4,64}$")]
+"""The key of a stored step, or an unambiguous beginning of at least 4 digits."""
+
+
 class StoredStep(Component):
     """A finished training or import, by its key in the store."""
 
     kind: Literal["stored"] = "stored"
-    step: str = Field(pattern=r"^[0-9a-f]{4,64}$")
+    step: Key
     """The key, or an unambiguous beginning of at least 4 digits."""
     data: Dataset | None = None
     """What to measure on; what it was trained on unless given. Needed if where that lies is not known here."""
-
-    @field_validator("step", mode="before")
-    @classmethod
-    def _is_text(cls, given: Any) -> Any:
-        if isinstance(given, int | float):
-            raise ValueError("YAML reads these digits as a number: put the key in quotes")
-        return given
 
 
 def _of_its_kind(given: Any) -> Any:

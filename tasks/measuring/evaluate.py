@@ -16,7 +16,7 @@ from tasks.data import Dataset, Examples
 from tasks.device import device_of, settle
 from tasks.measuring.masking import probe, warnings
 from tasks.measuring.outcomes import FILE, Outcomes, Threat
-from tasks.measuring.predictions import predict
+from tasks.measuring.predictions import BLOCK, Predictions, predict
 from tasks.measuring.robustness import Cascade, Siege, seeded_model
 from tasks.measuring.subject import choose_examples, load_model
 from tasks.models import Architecture
@@ -32,11 +32,15 @@ class Evaluate(Task):
     attacks, the epsilons and the seed, and not on which other examples are measured with it. (A network that draws
     random numbers draws them for a batch: there it depends on `first`, `count` and `batch` too.)
 
-    Inputs are `trained`, a finished training, and one for each of `surrogates`, by its name. Metrics are `clean`
-    (accuracy, loss, nll, ece, confidence), `robust` (for each epsilon its accuracy, a 95 % interval and the examples
-    that each attack broke there), `warnings`, `probes` and `rejected` (what the warnings rest on), the numbers of
-    `examples` and of `correct` ones, `cost` (images that went through the network, counted at every step) and `costs`
-    (what it consists of). The file `outcomes.safetensors` holds the outcome of each example:
+    Inputs are `trained`, a finished training, and one for each of `surrogates`, by its name. An input `known`, which
+    may be left out, is an evaluation of the same network, examples and attacks at other radii: what it broke within an
+    epsilon counts as broken there, what withstood a larger one before it broke counts as standing, and only the
+    examples in between are attacked (`tasks.measuring.ladder`). Predictions and probes are then taken from it.
+
+    Metrics are `clean` (accuracy, loss, nll, ece, confidence), `robust` (for each epsilon its accuracy, a 95 % interval
+    and the examples that each attack broke there), `warnings`, `probes` and `rejected` (what the warnings rest on), the
+    numbers of `examples` and of `correct` ones, `cost` (images that went through the network here, counted at every
+    step) and `costs` (what it consists of). The file `outcomes.safetensors` holds the outcome of each example:
     `tasks.measuring.outcomes`.
     """
 
@@ -67,6 +71,10 @@ class Evaluate(Task):
     """Forward passes whose mean probabilities decide, for networks that draw random numbers."""
     surrogates: dict[str, Architecture] = Field(default_factory=dict)
     """Other networks, whose images `transfer` attacks try on this one."""
+    descend: bool = False
+    """Whether the epsilons are the many rungs of a ladder (`tasks.measuring.ladder`). Then the first attack, too, sets
+    in at the largest and goes down while it succeeds; the network is probed for masked gradients at the median distance
+    of its mistakes instead of at the middle epsilon; and what the attacks did is judged over the whole ladder."""
     batch: int = Field(default=128, ge=8)
     """Examples that go through the network together; on a CPU it changes no outcome of a network without randomness."""
 
@@ -88,6 +96,9 @@ class Evaluate(Task):
 
     @model_validator(mode="after")
     def _surrogates_are_given(self) -> Self:
+        for name in ("trained", "known"):
+            if name in self.surrogates:
+                raise ValueError(f"no surrogate can be called '{name}': another input has this name")
         for attack in parts_of(self.attacks):
             if isinstance(attack, Transfer) and attack.source not in self.surrogates:
                 known = ", ".join(self.surrogates) or "none"
@@ -100,15 +111,16 @@ class Evaluate(Task):
         """Measures the network of the input `trained`.
 
         Raises:
-            ValueError: the weights do not fit the architecture, the split has too few examples, or a label is none of
-                the network's classes.
+            ValueError: the weights do not fit the architecture, the split has too few examples, a label is none of the
+                network's classes, or `known` is about another network, other examples or other attacks.
         """
         settle(self.threads)
         device = device_of(self.gpus)
         model = load_model(self.architecture, self.data, inputs["trained"], self.weights, device)
         indices, examples = self._stretch()
+        known = Outcomes.from_bytes(inputs["known"].read(FILE)) if "known" in inputs else None
         with seeded_model(device, self.seed, "model", int(indices[0])):
-            predictions = predict(model, examples, device, self.votes)
+            predictions = predict(model, examples if known is None else _first_block(examples), device, self.votes)
         surrogates = {
             name: load_model(architecture, self.data, inputs[name], self.weights, device)
             for name, architecture in self.surrogates.items()
@@ -128,11 +140,20 @@ class Evaluate(Task):
             batch=self.batch,
             votes=self.votes,
             surrogates=tuple(surrogates.values()),
+            descend=self.descend,
+            known=known,
         )
+        if known is not None:
+            _require_fit(known, siege, predictions)
+            predictions = Predictions(known.predictions, known.confidences, known.losses, known.correct)
         clean = model.take()
-        probes = probe(siege, predictions.correct) if attacks else {}
-        probing = model.take()
         cascade = self._besieged(context, siege, predictions.correct)
+        probes: dict[str, int] = {}
+        if known is not None:
+            probes = dict(inputs["known"].metrics["probes"])
+        elif attacks:
+            probes = probe(siege, predictions.correct, self._probed_radius(cascade.distance[predictions.correct]))
+        probing = model.take()
         outcomes = Outcomes(
             threat=Threat(attacks[0].norm if attacks else "linf", self.epsilons, tuple(siege.names)),
             indices=indices,
@@ -146,16 +167,20 @@ class Evaluate(Task):
         )
         costs = {"clean": clean, "probes": probing, **dict(zip(siege.names, cascade.cost.tolist(), strict=True))}
         classes = self.data.signature().classes
-        metrics = metrics_of(outcomes, attacks, classes, self.votes, probes, cascade.rejected.tolist(), costs)
+        rejected = cascade.rejected.tolist()
+        metrics = metrics_of(
+            outcomes, attacks, classes, self.votes, probes, rejected, costs, descended=self.descend, known=known
+        )
         return Result(metrics, {FILE: outcomes.to_bytes()})
 
     def _besieged(self, context: Context, siege: Siege, correct: torch.Tensor) -> Cascade:
         saved = context.saved()
-        cascade = (
-            Cascade.begin(correct, len(self.epsilons), len(siege.attacks))
-            if saved is None
-            else Cascade.from_bytes(saved)
-        )
+        if saved is not None:
+            cascade = Cascade.from_bytes(saved)
+        else:
+            cascade = Cascade.begin(correct, len(self.epsilons), len(siege.attacks))
+            if siege.known is not None:
+                cascade.take_over(siege, siege.known)
         total = len(siege.examples)
 
         def after_block(share: float) -> None:
@@ -166,6 +191,12 @@ class Evaluate(Task):
         cascade.run(siege, after_block)
         context.progress(total, total)
         return cascade
+
+    def _probed_radius(self, distances: torch.Tensor) -> float:
+        """Where twenty steps break some of the examples and others not, given how far each one's mistake is, (n,)."""
+        if not self.descend or not len(distances):
+            return self.epsilons[len(self.epsilons) // 2]
+        return min(float(distances.median()), self.epsilons[-1])
 
     def _stretch(self) -> tuple[torch.Tensor, Examples]:
         """The chosen examples between `first` and `first + count`."""
@@ -186,6 +217,8 @@ def metrics_of(
     probes: Mapping[str, int],
     rejected: Sequence[int],
     costs: Mapping[str, int],
+    descended: bool = False,
+    known: Outcomes | None = None,
 ) -> dict[str, Any]:
     """The metrics of an evaluation, or of its shards together.
 
@@ -197,12 +230,14 @@ def metrics_of(
         probes: what was found by `tasks.measuring.masking.probe`.
         rejected: for each attack, images that it returned from outside the ball or [0, 1].
         costs: images that went through the network, and what for.
+        descended: whether the epsilons are the rungs of a ladder.
+        known: what outcomes of the same examples were taken over from.
     """
     return {
         **outcomes.summary(),
         "warnings": [
             *(line for attack in attacks for line in attack.fallbacks(classes)),
-            *warnings(outcomes, attacks, votes, probes, rejected),
+            *warnings(outcomes, attacks, votes, probes, rejected, descended, known),
         ],
         "probes": dict(probes),
         "rejected": list(rejected),
@@ -218,3 +253,35 @@ def names_of(attacks: tuple[Attack, ...]) -> list[str]:
         f"{label}-{labels[: turn + 1].count(label)}" if labels.count(label) > 1 else label
         for turn, label in enumerate(labels)
     ]
+
+
+def _first_block(examples: Examples) -> Examples:
+    return Examples(examples.images[:BLOCK], examples.labels[:BLOCK])
+
+
+def _require_fit(known: Outcomes, siege: Siege, predictions: Predictions) -> None:
+    """Refuses outcomes that say nothing about this network, these examples or these attacks.
+
+    Args:
+        known: the outcomes.
+        siege: what is to be measured.
+        predictions: of the first examples.
+
+    Raises:
+        ValueError: says what differs.
+    """
+    threat, names = known.threat, ", ".join(siege.names) or "nothing"
+    if not torch.equal(known.indices, siege.indices) or not torch.equal(known.labels, siege.examples.labels):
+        raise ValueError(
+            f"known: holds {len(known)} other examples than the {len(siege.examples)} that are measured here"
+        )
+    if threat.attacks != tuple(siege.names):
+        raise ValueError(f"known: attacked with {', '.join(threat.attacks) or 'nothing'}, but here it is {names}")
+    if siege.attacks and threat.norm != siege.attacks[0].norm:
+        raise ValueError(f"known: attacked in norm {threat.norm}, but here it is {siege.attacks[0].norm}")
+    count = len(predictions.losses)
+    same = torch.isclose(known.losses[:count], predictions.losses, rtol=1e-2, atol=1e-3)  # another machine may round
+    if not same.all():
+        raise ValueError(
+            f"known: is about another network: its losses differ on {int((~same).sum())} of the first {count} examples"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from tasks.attacks.draws import Draws
 from tasks.attacks.minimum_norm import MinimumNorm
 from tasks.data import Examples
 from tasks.measuring.gauge import Gauge
+from tasks.measuring.outcomes import Outcomes
 from tasks.measuring.predictions import images_at
 from tasks.seeds import seed_of
 
@@ -44,10 +46,41 @@ class Siege:
     """Forward passes whose mean probabilities decide whether an example is broken."""
     surrogates: Sequence[Gauge] = ()
     """The networks that `transfer` attacks craft their images on."""
+    descend: bool = False
+    """Whether the first attack, too, sets in at the largest epsilon and goes down."""
+    known: Outcomes | None = None
+    """What the same attacks did to the same examples at other radii."""
 
     def at_once(self, turn: int) -> bool:
         """Whether this attack looks for the nearest mistake, and there are several epsilons to look it up for."""
         return isinstance(self.attacks[turn], MinimumNorm) and len(self.epsilons) > 1
+
+    def asked(self, turn: int) -> bool:
+        """Whether all that this attack can find is known: the nearest mistake is the same at every radius."""
+        several = self.known is not None and len(self.known.threat.epsilons) > 1
+        return several and isinstance(self.attacks[turn], MinimumNorm)
+
+    @cached_property
+    def radii(self) -> torch.Tensor:
+        """(E,) float32, the epsilons."""
+        return torch.tensor([*self.epsilons], dtype=torch.float32)
+
+    @cached_property
+    def withstood(self) -> torch.Tensor:
+        """(N,) int64, how many of the epsilons each example is known to withstand: it is not attacked at these.
+
+        An example that stands at every known radius is not believed to withstand any: where nothing succeeds, it may be
+        the attacks that fail.
+        """
+        if self.known is None:
+            return torch.zeros(len(self.examples), dtype=torch.int64)
+        rungs = torch.tensor([0.0, *self.known.threat.epsilons], dtype=torch.float32)
+        below = rungs[torch.searchsorted(rungs[1:], self.known.broken_at)]
+        return torch.searchsorted(self.radii, below.masked_fill(self.known.broken_at.isinf(), 0.0), right=True)
+
+    def levels_of(self, distances: torch.Tensor) -> torch.Tensor:
+        """The index of the smallest epsilon that reaches as far as each of these, up to rounding, or E: int64."""
+        return torch.searchsorted(self.radii + TOLERANCE * self.radii.clamp(min=1), distances)
 
 
 @dataclass
@@ -58,7 +91,8 @@ class Cascade:
     construction, and each attack only meets what still stands. The first attack walks the epsilons upward over its
     survivors. Every later one sets in right below the smallest epsilon that has broken the example so far, and goes
     further down as long as it succeeds: an example costs each of them one failure, not one for every epsilon. An attack
-    that looks for the nearest mistake is run once for all epsilons.
+    that looks for the nearest mistake is run once for all epsilons. Where other radii are known already, an example is
+    only attacked between the largest that it withstood and the smallest change that broke it.
     """
 
     level: torch.Tensor
@@ -96,6 +130,16 @@ class Cascade:
             fell=torch.zeros_like(correct),
         )
 
+    def take_over(self, siege: Siege, known: Outcomes) -> None:
+        """Starts from what is known: what was broken within an epsilon is broken there, by whatever did it."""
+        correct, broken = self.level > 0, known.broken_at.isfinite()
+        level = torch.where(broken, siege.levels_of(known.distances), len(siege.epsilons))
+        self.level = torch.where(correct, level, self.level)
+        found = correct & (level < len(siege.epsilons))
+        self.by = torch.where(found, known.broken_by, self.by)
+        self.distance = torch.where(found, known.distances, self.distance)
+        self.queue = self._meets(siege)
+
     def to_bytes(self) -> bytes:
         """The state for a checkpoint."""
         state = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -115,33 +159,40 @@ class Cascade:
             after_block: called with the share of the work done, when the state may be saved.
         """
         while self.turn < len(siege.attacks):
-            while len(self.queue):
-                while self.done < len(self.queue):
-                    self._strike(siege, self.queue[self.done : self.done + siege.batch])
-                    self.done = min(self.done + siege.batch, len(self.queue))
-                    after_block(self._share(siege))
-                self._next_round(siege)
-            self.turn, self.round = self.turn + 1, 0
-            self.queue = (self.level > 0).nonzero().squeeze(1)
+            while self.done < len(self.queue):
+                self._strike(siege, self.queue[self.done : self.done + siege.batch])
+                self.done = min(self.done + siege.batch, len(self.queue))
+                after_block(self._share(siege))
+            self._next_round(siege)
 
     def _walks_upward(self, siege: Siege) -> bool:
-        return self.turn == 0 and not siege.at_once(0)
+        return self.turn == 0 and not siege.at_once(0) and not siege.descend
 
     def _next_round(self, siege: Siege) -> None:
+        """Of this attack, or the first of the next."""
         self.round, self.done = self.round + 1, 0
         if siege.at_once(self.turn) or self.round == len(siege.epsilons):
-            self.queue = self.queue[:0]
-        elif self._walks_upward(siege):
-            self.queue = (self.level == len(siege.epsilons)).nonzero().squeeze(1)
-        else:
-            self.queue = (self.fell & (self.level > 0)).nonzero().squeeze(1)
+            self.turn, self.round = self.turn + 1, 0
+        self.queue = self._meets(siege) if self.turn < len(siege.attacks) else self.queue[:0]
         self.fell.fill_(False)
+
+    def _meets(self, siege: Siege) -> torch.Tensor:
+        """The examples of the round that begins, (n,) int64."""
+        met = self.level > siege.withstood
+        if siege.asked(self.turn):
+            met.fill_(False)
+        elif self._walks_upward(siege):
+            met &= (self.level > self.round) & (siege.withstood <= self.round)
+        elif self.round:
+            met &= self.fell
+        return met.nonzero().squeeze(1)
 
     def _share(self, siege: Siege) -> float:
         """Of the whole work; what a round finds is not known before, so later rounds share what is left."""
         here = self.done / len(self.queue)
-        rounds = len(siege.epsilons)
-        turn = (self.round + here) / rounds if self._walks_upward(siege) else 1 - (1 - here) * 0.5**self.round
+        rounds = 1 if siege.at_once(self.turn) else len(siege.epsilons)
+        even = rounds == 1 or self._walks_upward(siege)
+        turn = (self.round + here) / rounds if even else 1 - (1 - here / 2) * 0.5**self.round
         return (self.turn + turn) / len(siege.attacks)
 
     def _strike(self, siege: Siege, rows: torch.Tensor) -> None:
@@ -149,7 +200,6 @@ class Cascade:
         attack, name = siege.attacks[self.turn], siege.names[self.turn]
         indices = siege.indices[rows]
         tried = torch.full_like(rows, self.round) if self._walks_upward(siege) else self.level[rows] - 1
-        radii = torch.tensor([*siege.epsilons], dtype=torch.float32)
         draws = Draws(seed_of(siege.seed, "attack", name), indices.to(siege.device))
         images, labels = images_at(siege.examples, rows, siege.device), siege.examples.labels[rows].to(siege.device)
         with seeded_model(siege.device, siege.seed, "model", name, self.round, int(indices[0])):
@@ -157,14 +207,14 @@ class Cascade:
                 perturbed, _ = attack.nearest(siege.model, images, labels, draws)
                 within = ball(attack.norm, images, torch.inf)
             else:
-                epsilon = radii[tried].to(siege.device)
+                epsilon = siege.radii[tried].to(siege.device)
                 perturbed = attack.perturb(siege.model, images, labels, epsilon, draws)
                 within = ball(attack.norm, images, epsilon)
             fooled = decided(siege.model, perturbed, siege.votes) != labels
         allowed = within.contains(perturbed)
         broken = (fooled & allowed).cpu()
         distance = torch.where(broken, within.distances(perturbed).cpu(), torch.inf)
-        reached = torch.searchsorted(radii + TOLERANCE * radii.clamp(min=1), distance)
+        reached = siege.levels_of(distance)
         if not siege.at_once(self.turn):
             reached = torch.where(broken, torch.minimum(reached, tried), reached)
         deeper = reached < self.level[rows]

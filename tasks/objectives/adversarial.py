@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from tasks.attacks.ascent import ascend, cross_entropy_gradient, evaluating
 from tasks.attacks.ball import Norm, ball, require_radius, unit
 from tasks.budgets import Budget
 from tasks.budgets.fixed import Fixed
@@ -65,6 +66,14 @@ class Adversarial(Objective):
         self.learn(found.logits, labels, moment)
         return found.loss
 
+    def attack_passes(self) -> int:
+        """Of `passes`, those of `perturb`."""
+        return 1
+
+    def outer_passes(self) -> int:
+        """What `outer` takes when it is called by itself."""
+        return self.passes() - self.attack_passes()
+
     def perturb(
         self,
         model: nn.Module,
@@ -119,6 +128,23 @@ class Iterated(Adversarial):
         """Length of a step in input units: a number, or (N, 1, 1, 1)."""
         length: float | torch.Tensor = per_image(epsilon) * (self.relative_step or 2.5 / self.steps)
         return length
+
+    def attack_passes(self) -> int:
+        """One for each step."""
+        return self.steps
+
+    def ascent(
+        self,
+        model: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        epsilon: float | torch.Tensor,
+        start: torch.Tensor,
+    ) -> torch.Tensor:
+        """The last iterate of an ascent on the cross-entropy in the balls around `images`; overwrites `start`."""
+        with evaluating(model):
+            gradient_of = cross_entropy_gradient(model, labels)
+            return ascend(gradient_of, start, ball(self.norm, images, epsilon), self.step(epsilon), self.steps)
 
     def random_start(
         self, images: torch.Tensor, epsilon: float | torch.Tensor, generator: torch.Generator

@@ -8,8 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tasks.attacks.ascent import ascend, cross_entropy_gradient, evaluating
-from tasks.attacks.ball import ball
 from tasks.moment import Moment
 from tasks.objectives.adversarial import Attacked, Iterated
 
@@ -36,10 +34,7 @@ class PGD(Iterated):
         moment: Moment,
     ) -> torch.Tensor:
         """The last iterate from a random start."""
-        start = self.random_start(images, epsilon, moment.generator)
-        with evaluating(model):
-            gradient_of = cross_entropy_gradient(model, labels)
-            return ascend(gradient_of, start, ball(self.norm, images, epsilon), self.step(epsilon), self.steps)
+        return self.ascent(model, images, labels, epsilon, self.random_start(images, epsilon, moment.generator))
 
     def outer(
         self,

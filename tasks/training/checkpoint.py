@@ -12,20 +12,38 @@ from typing import Any
 import torch
 from torch import nn, optim
 
-FORMAT = 2
+FORMAT = 3
 """Rises when `unpack` can no longer read what an older `pack` wrote."""
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best network so far by validation accuracy."""
+    """The best network so far by validation accuracy, by the robust one where that is measured."""
 
     accuracy: float
     loss: float
+    robust_accuracy: float | None
     step: int
     epoch: int
     weights: bytes
     """As `tasks.models.weights.weights_to_bytes` writes them."""
+
+    @property
+    def rank(self) -> float:
+        """What it is the best by."""
+        return self.accuracy if self.robust_accuracy is None else self.robust_accuracy
+
+
+@dataclass(frozen=True)
+class Good:
+    """What a guard goes back to."""
+
+    accuracy: float
+    """Under its attack."""
+    step: int
+    weights: bytes
+    best: Best | None
+    """The best network by validation when the guard looked."""
 
 
 @dataclass
@@ -39,6 +57,11 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     """One entry per epoch."""
     best: Best | None = None
+    good: Good | None = None
+    selection_steps: int = 0
+    """Images that went through the network to find what it withstands."""
+    stopped: dict[str, Any] | None = None
+    """Why training ended early, if it did; no step follows."""
 
 
 def pack(
@@ -49,7 +72,7 @@ def pack(
     memory: nn.Module,
 ) -> bytes:
     """The whole state of a training between two steps; `memory` is the objective's."""
-    best = progress.best
+    good = progress.good
     state = {
         "format": FORMAT,
         "model": model.state_dict(),
@@ -59,8 +82,10 @@ def pack(
         "step": progress.step,
         "losses": torch.stack(progress.losses).cpu() if progress.losses else torch.empty(0),
         "history": progress.history,
-        # A tensor, because pickle would keep the bytes as text half as large again.
-        "best": best and {**vars(best), "weights": torch.frombuffer(bytearray(best.weights), dtype=torch.uint8)},
+        "best": _packed(progress.best),
+        "good": good and {**_packed(good), "best": _packed(good.best)},
+        "selection_steps": progress.selection_steps,
+        "stopped": progress.stopped,
     }
     content = io.BytesIO()
     torch.save(state, content)
@@ -89,6 +114,27 @@ def unpack(
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     memory.load_state_dict(state["memory"])
-    best = state["best"] and Best(**{**state["best"], "weights": state["best"]["weights"].numpy().tobytes()})
+    good = state["good"]
     device = next(model.parameters()).device
-    return Progress(state["step"], list(state["losses"].to(device)), state["history"], best)
+    return Progress(
+        step=state["step"],
+        losses=list(state["losses"].to(device)),
+        history=state["history"],
+        best=_best(state["best"]),
+        good=good and Good(**{**_unpacked(good), "best": _best(good["best"])}),
+        selection_steps=state["selection_steps"],
+        stopped=state["stopped"],
+    )
+
+
+def _packed(kept: Best | Good | None) -> Any:
+    """The weights as a tensor, because pickle would keep the bytes as text half as large again."""
+    return kept and {**vars(kept), "weights": torch.frombuffer(bytearray(kept.weights), dtype=torch.uint8)}
+
+
+def _unpacked(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "weights": state["weights"].numpy().tobytes()}
+
+
+def _best(state: dict[str, Any] | None) -> Best | None:
+    return Best(**_unpacked(state)) if state else None

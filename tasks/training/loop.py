@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice, repeat
+from typing import Any, cast
 
 import torch
 from torch import nn, optim
@@ -44,6 +45,11 @@ class Loop:
     enforcer: Enforcer | None
     """Keeps pruned weights dead."""
     loader: Loader
+    examples: int
+    """In the training split."""
+    batch_size: int
+    begin: int
+    """The first step, counted over the whole schedule."""
     objective: Objective
     memory: nn.Module
     """The objective's."""
@@ -56,20 +62,19 @@ class Loop:
     half: torch.dtype | None
     """What matrix products are computed in, if not float32."""
 
-    def run(self, progress: Progress, stop: int, end_epoch: Callable[[Progress], None], context: Context) -> None:
+    def run(self, progress: Progress, stop: int, after_step: Callable[[Progress], None], context: Context) -> None:
         """Takes the steps up to `stop`, saving its state between any two of them when the context asks for it.
 
         Args:
             progress: is moved on in place.
             stop: the number of steps at the end, counted over the whole schedule.
-            end_epoch: called after the last step of every epoch, and after the last step of all.
+            after_step: called after every step; it may end the training by giving the progress a reason to stop.
             context: of the task.
 
         Raises:
             Diverged: a loss is NaN or infinite.
         """
         begin = progress.step
-        per_epoch = len(self.loader)
         noise = torch.Generator(self.device)
         self.model.train()
         for batch in islice(self._batches(begin), stop - begin):
@@ -77,16 +82,38 @@ class Loop:
             progress.step += 1
             if progress.step % LOOK == 0:
                 self.require_finite(progress)
-                context.progress(progress.step - begin, stop - begin, f"epoch {-(-progress.step // per_epoch)}")
-            if progress.step % per_epoch == 0 or progress.step == stop:
-                self.require_finite(progress)
-                end_epoch(progress)
+                context.progress(progress.step - begin, stop - begin, f"epoch {self.epoch(progress.step)}")
+            after_step(progress)
             if context.should_save():
                 context.save(pack(progress, self.model, self.optimizer, self.scaler, self.memory))
+            if progress.stopped is not None:
+                return
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         return self.learning_rate * self.schedule.factor(step, self.steps)
+
+    def epoch(self, step: int) -> int:
+        """The epoch, counted from one, that the last of `step` steps belongs to."""
+        return -(-step // len(self.loader))
+
+    def sample_steps(self, step: int) -> int:
+        """What training has cost after so many steps: examples times forward-backward passes."""
+        return (self._seen(step) - self._seen(self.begin)) * self.objective.passes()
+
+    def account(self, progress: Progress) -> dict[str, Any]:
+        """The steps since the last entry of the history, as its next one; their losses are forgotten."""
+        step = progress.step
+        sizes = torch.tensor([self._seen(n + 1) - self._seen(n) for n in range(step - len(progress.losses), step)])
+        losses = torch.stack(progress.losses).cpu().double()
+        progress.losses = []
+        return {
+            "epoch": self.epoch(step),
+            "step": step,
+            "learning_rate": self.rate(step - 1),
+            "train_loss": ((losses * sizes).sum() / sizes.sum()).item(),
+            "sample_steps": self.sample_steps(step),
+        }
 
     def require_finite(self, progress: Progress) -> None:
         """Checks the losses since the last look.
@@ -100,12 +127,33 @@ class Loop:
             first = int(broken[0])
             raise self.diverged(progress.step - len(recent) + first, f"the loss is {recent[first].item()}")
 
+    def require_finite_weights(self, step: int) -> None:
+        """Checks the network after so many steps.
+
+        Raises:
+            Diverged: a parameter or a buffer has NaN or infinite values.
+        """
+        for name, tensor in self.model.state_dict().items():
+            if not tensor.isfinite().all():
+                raise self.diverged(max(step - 1, 0), f"'{name}' has NaN or infinite values")
+
     def diverged(self, step: int, what: str) -> Diverged:
         """The error for training that broke at a step."""
         return Diverged(
             f"training diverged: {what} at step {step} (epoch {step // len(self.loader) + 1}) with learning rate "
             f"{self.rate(step):g}; lower optimizer.learning_rate or raise schedule.warmup"
         )
+
+    def _seen(self, step: int) -> int:
+        """Examples seen before a step, counted from the beginning of the schedule, replayed ones each time."""
+
+        def held(batches: int) -> int:
+            epochs, position = divmod(batches, len(self.loader))
+            return epochs * self.examples + position * self.batch_size
+
+        replays = self.objective.replays
+        whole, replayed = divmod(step, replays)
+        return (replays - replayed) * held(whole) + replayed * held(whole + 1)
 
     def _batches(self, step: int) -> Iterator[Batch]:
         """The batch of this step, and of all that follow; replayed ones several times in a row."""
@@ -142,6 +190,16 @@ class Loop:
             return nullcontext()
         # Without the cache of casts: one made under `no_grad` by an inner attack would cut the weights' gradient.
         return torch.autocast(self.device.type, self.half, cache_enabled=False)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """The model compiled for each shape of batch by itself.
+
+    What was compiled before in this process is forgotten, and no graph serves several shapes: otherwise the kernels,
+    and so the bits, would depend on which shapes came first and on what else this process has trained.
+    """
+    torch.compiler.reset()
+    return cast(nn.Module, torch.compile(model, dynamic=False))
 
 
 @contextmanager

@@ -12,19 +12,34 @@ from tasks.attacks import pgd
 from tasks.attacks.draws import Draws
 from tasks.moment import Moment
 from tasks.objectives import Objective
+from tasks.objectives.adversarial import Adversarial
+from tasks.objectives.fgsm import FGSM
 from tasks.objectives.fgsm_rs import FGSMRS
+from tasks.objectives.free import Free
+from tasks.objectives.grad_align import GradAlign
+from tasks.objectives.half_clean import HalfClean
+from tasks.objectives.interpolated import Interpolated
+from tasks.objectives.mart import MART
 from tasks.objectives.pgd import PGD
 from tasks.objectives.standard import Standard
 from tasks.objectives.trades import TRADES
 from tasks.seeds import generator
 from tests.tasks.attack_toys import EPSILON, SmallNet, TwoFeatures, accuracy, pixels, trained
 
-ADVERSARIAL = [
+ADVERSARIAL: list[Adversarial] = [
     PGD(epsilon=EPSILON, steps=4),
     PGD(epsilon=0.5, steps=4, norm="l2"),
     TRADES(epsilon=EPSILON, steps=4),
     FGSMRS(epsilon=EPSILON),
+    FGSM(epsilon=EPSILON),
+    Free(epsilon=EPSILON),
+    GradAlign(epsilon=EPSILON),
+    MART(epsilon=EPSILON, steps=4),
+    MART(epsilon=0.5, steps=4, norm="l2"),
+    HalfClean(epsilon=EPSILON, steps=4),
+    Interpolated(epsilon=EPSILON, steps=4),
 ]
+DRAWING_NOTHING = (Standard, FGSM, Free)
 
 
 def fresh(seed: int = 0) -> nn.Module:
@@ -33,9 +48,13 @@ def fresh(seed: int = 0) -> nn.Module:
         return SmallNet().build(TwoFeatures().signature()).train()
 
 
+def moment_of(objective: Objective, seed: int = 0) -> Moment:
+    return Moment(generator(seed), memory=objective.memory(TwoFeatures().signature(), 768, 64))
+
+
 def gradients(objective: Objective, model: nn.Module, seed: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:
     images, labels = pixels()
-    loss = objective.loss(model, images[:64], labels[:64], Moment(generator(seed)))
+    loss = objective.loss(model, images[:64], labels[:64], moment_of(objective, seed))
     return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters())))
 
 
@@ -151,9 +170,34 @@ def test_crafting_leaves_batch_statistics_and_gradients_alone(objective: Objecti
     gradients(objective, model)
     assert all(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
-    forwards = 2 if isinstance(objective, TRADES) else 1  # the loss itself sees the batch in training mode
+    forwards = 2 if isinstance(objective, TRADES | MART) else 1  # the loss itself sees the batch in training mode
     assert int(model.body[1].num_batches_tracked) == forwards
     assert not torch.equal(model.body[1].running_mean, reference.body[1].running_mean)
+
+
+@pytest.mark.parametrize("objective", ADVERSARIAL, ids=str)
+def test_every_image_has_the_radius_that_it_was_given(objective: Adversarial) -> None:
+    images, labels = (part[:64] for part in pixels())
+    radii = torch.linspace(0, objective.epsilon, 64)
+    memory = objective.memory(TwoFeatures().signature(), 768, 64)
+    for buffer in memory.buffers():
+        buffer.uniform_(-1, 1, generator=generator("memory"))
+    moment = Moment(generator(0), memory=memory)
+    perturbed = objective.perturb(fresh(), images, labels, radii, moment).detach()
+    reached = (perturbed - images).flatten(1).norm(p=torch.inf if objective.norm == "linf" else 2, dim=1)
+    assert (reached <= radii + 1e-6).all()
+    assert (reached > 0.6 * radii)[1:].all()
+    assert 0 <= perturbed.min() <= perturbed.max() <= 1
+
+
+@pytest.mark.parametrize("objective", ADVERSARIAL, ids=str)
+def test_one_radius_for_all_is_that_radius_for_each(objective: Adversarial) -> None:
+    images, labels = (part[:64] for part in pixels())
+    both = [
+        objective.perturb(fresh(), images, labels, epsilon, moment_of(objective)).detach()
+        for epsilon in (0.07, torch.full((64,), 0.07))
+    ]
+    assert torch.allclose(*both, atol=1e-6)
 
 
 def test_modules_that_were_frozen_stay_frozen() -> None:
@@ -177,7 +221,7 @@ def test_equal_generators_give_equal_bytes_whatever_the_global_one_does(objectiv
         again, second = gradients(objective, fresh())
     assert torch.equal(loss, again)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    if not isinstance(objective, Standard):
+    if not isinstance(objective, DRAWING_NOTHING):
         other, _ = gradients(objective, fresh(), seed=1)
         assert not torch.equal(loss, other)
 
@@ -202,6 +246,13 @@ def test_beta_trades_accuracy_for_stability() -> None:
         (FGSMRS(epsilon=0.1), 2),
         (TRADES(epsilon=0.1, steps=10), 12),
         (TRADES(epsilon=0.1, steps=10, beta=0), 1),
+        (FGSM(epsilon=0.1), 2),
+        (Free(epsilon=0.1, replay=8), 1),
+        (GradAlign(epsilon=0.1), 4),
+        (GradAlign(epsilon=0.1, weight=0), 2),
+        (MART(epsilon=0.1, steps=10), 12),
+        (HalfClean(epsilon=0.1, steps=7), 9),
+        (Interpolated(epsilon=0.1, steps=7), 9),
     ],
     ids=str,
 )
@@ -217,6 +268,13 @@ def test_the_cost_counts_the_inner_attack(objective: Objective, passes: int) -> 
         (PGD, {"epsilon": 1.5}),
         (PGD, {"epsilon": 0.1, "steps": 0}),
         (TRADES, {"epsilon": 0.1, "beta": -1}),
+        (FGSM, {"epsilon": 0.1, "norm": "l2"}),
+        (Free, {"epsilon": 0.1, "norm": "l2"}),
+        (Free, {"epsilon": 0.1, "replay": 0}),
+        (GradAlign, {"epsilon": 0.1, "norm": "l2"}),
+        (GradAlign, {"epsilon": 0.1, "weight": -1}),
+        (MART, {"epsilon": 0.1, "beta": 0}),
+        (Interpolated, {"epsilon": 0.1, "alpha": 0}),
         (Standard, {"label_smoothing": 1}),
     ],
     ids=str,

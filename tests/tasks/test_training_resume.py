@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.budgets.adaptive import Adaptive
+from tasks.budgets.per_example import PerExample
 from tasks.component import members
 from tasks.data.augmentation import Augmentation
 from tasks.models.weights import load_tensors, load_weights
+from tasks.objectives.free import Free
 from tasks.objectives.pgd import PGD
 from tasks.optimizers.adam import Adam
 from tasks.optimizers.adamw import AdamW
@@ -93,8 +96,11 @@ def test_what_is_compared_can_differ():
         {"optimizer": AdamW(learning_rate=0.01), "rewind_optimizer": True, "channels_last": True},
         {"optimizer": QUIET, "rewind_optimizer": True, "precision": "fp16", "objective": Loud()},
         {"optimizer": SGD(learning_rate=0.05), "architecture": Tiny(dropout=0.5, norm=True)},
+        {"optimizer": SGD(learning_rate=0.05), "objective": Free(epsilon=0.1, replay=4)},
+        {"optimizer": SGD(learning_rate=0.05), "objective": PGD(epsilon=0.1, steps=2, budget=Adaptive(eta=50))},
+        {"optimizer": SGD(learning_rate=0.05), "objective": PGD(epsilon=0.1, steps=2, budget=PerExample(growth=0.4))},
     ],
-    ids=["sgd", "momentum", "adam", "adamw-channels-last", "fp16", "dropout-norm"],
+    ids=["sgd", "momentum", "adam", "adamw-channels-last", "fp16", "dropout-norm", "free", "adaptive", "per-example"],
 )
 def test_stopping_and_going_on_is_training_straight_through(k: int, fields: dict[str, Any]):
     straight = trained(toy(**fields))
@@ -138,7 +144,7 @@ def test_a_state_of_another_format_is_refused(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(Interrupted):
         toy().run(watch)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="has format 0, this hedgerow reads format 2"):
+    with pytest.raises(ValueError, match="has format 0, this hedgerow reads format 3"):
         toy().run(Watch(watch.state))
 
 
@@ -162,3 +168,11 @@ def test_the_best_network_survives_an_interruption():
 
 def test_augmentation_is_a_family_with_members():
     assert {"none", "crop-flip"} <= set(members(Augmentation))
+
+
+def test_replayed_examples_are_counted_each_time():
+    """Batches of an epoch hold 8 examples, the last one 4; each is seen four times in a row."""
+    replayed = trained(toy(objective=Free(epsilon=0.1, replay=4)))
+    assert replayed.metrics["sample_steps"] == 4 * 8 * 4 + 2 * 8  # 18 steps: four batches, and half of the fifth
+    through = trained(toy(objective=Free(epsilon=0.1, replay=4), epochs=4))
+    assert through.metrics["sample_steps"] == 4 * 44

@@ -1,0 +1,88 @@
+"""Which training radius serves best against an attack, without choosing and measuring on the same examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tasks.measuring.compare import NORMAL_QUANTILE
+from tasks.measuring.intervals import CONFIDENCE
+
+
+@dataclass(frozen=True)
+class BestTraining:
+    """The best training radius against attacks of one radius."""
+
+    delta: float
+    """Radius of the attacks."""
+    epsilon: float
+    """Radius of the training that left most examples standing, the smaller of equals."""
+    accuracy: float
+    """Their share, over all replicates: a maximum, and flattered as such."""
+    matched: float
+    """The radius of training nearest to `delta`, the smaller of equally near ones."""
+    gain: float
+    """How much more accurate a choice like this is than the matched training.
+
+    The radius is chosen on every other example and measured on those between, then the other way round.
+    """
+    low: float
+    """Lower end of the 95 % interval of `gain`: Student's, over replicates; with one replicate that of a paired
+    difference over examples, which knows nothing of how trainings differ."""
+    high: float
+    """Upper end."""
+
+
+def best_training(delta: float, standing: Mapping[float, Sequence[torch.Tensor]]) -> BestTraining:
+    """Compares trainings at several radii against attacks of one (the over-design of Sridhar et al. 2022, section 4).
+
+    Args:
+        delta: radius of the attacks.
+        standing: for each radius of training the replicates, each (N,) bool: which of the same N examples stand.
+
+    Raises:
+        ValueError: there are fewer than two examples, or the replicates differ in number or in examples.
+    """
+    epsilons = sorted(standing)
+    if len({len(standing[epsilon]) for epsilon in epsilons}) != 1:
+        raise ValueError("every training radius needs the same number of replicates")
+    # (radii of training, replicates, examples)
+    stands = torch.stack([torch.stack([*standing[epsilon]]) for epsilon in epsilons]).double()
+    if stands.shape[2] < 2:
+        raise ValueError("choosing and measuring needs two examples at least")
+    best = _highest(stands)
+    matched = min(range(len(epsilons)), key=lambda place: (abs(epsilons[place] - delta), epsilons[place]))
+    halves = (stands[..., 0::2], stands[..., 1::2])
+    differences = torch.cat(
+        [measured[_highest(chosen)] - measured[matched] for chosen, measured in (halves, halves[::-1])], dim=1
+    )  # (replicates, examples)
+    gain = float(differences.mean())
+    half = _half_width(differences)
+    return BestTraining(
+        delta=delta,
+        epsilon=epsilons[best],
+        accuracy=float(stands[best].mean()),
+        matched=epsilons[matched],
+        gain=gain,
+        low=max(gain - half, -1.0),
+        high=min(gain + half, 1.0),
+    )
+
+
+def _highest(stands: torch.Tensor) -> int:
+    """The first of the radii with the highest accuracy."""
+    return int(stands.mean(dim=(1, 2)).argmax())
+
+
+def _half_width(differences: torch.Tensor) -> float:
+    """Of the 95 % interval of their mean."""
+    replicates, examples = differences.shape
+    if replicates == 1:
+        return NORMAL_QUANTILE * float(differences.std()) / math.sqrt(examples)
+    from scipy.special import stdtrit
+
+    quantile = float(stdtrit(replicates - 1, (1 + CONFIDENCE) / 2))
+    return quantile * float(differences.mean(dim=1).std()) / math.sqrt(replicates)
