@@ -161,7 +161,9 @@ def _best(rows: Sequence[Row]) -> Iterator[BestTraining]:
                 standing.setdefault(row.epsilon, []).append(row.outcomes.standing(delta))
         whole = all(delta in row.cells for row in rows) and len({*map(len, standing.values())}) == 1
         if whole and len(standing) > 1 and len(rows[0].outcomes) > 1:
-            yield best_training(delta, standing)
+            found = best_training(delta, standing)
+            if found.accuracy:  # where nothing stands, nothing is best
+                yield found
 
 
 def _best_section(best: Sequence[tuple[Panel, BestTraining]], shown: Sequence[str]) -> Section:

@@ -79,10 +79,6 @@ class FilterSensitivity(Task):
             raise ValueError("attack: `transfer` needs another network, and filter-sensitivity is given one only")
         return self
 
-    def identity(self) -> dict[str, Any]:
-        """The configuration; the attack is named even where it is the default, since it has a version."""
-        return {**super().identity(), "attack": self.attack.identity()}
-
     def run(self, context: Context, **inputs: Stored) -> Result:
         """Measures the network of the input `trained`.
 

@@ -22,10 +22,10 @@ _DEPTH = 250
 def ladder(norm: Norm, signature: Signature) -> tuple[float, ...]:
     """Rising radii in input units, from the largest that any image can need down to a 250th of it.
 
-    The largest makes every image in [0, 1] the same grey one. The others are round numbers, a quarter of their size
-    apart on average: a radius that is a rung itself lies in no bracket, so nothing is attacked there again, and most
-    radii that people ask for are round. On MNIST networks at eight of those, that saved a quarter to a third of the
-    work of a geometric ladder with as many rungs.
+    The largest can make every image in [0, 1] the same grey one. The others are round numbers, about a fifth of their
+    size apart: a radius that is a rung itself lies in no bracket, so nothing is attacked there again, and most radii
+    that people ask for are round. For eight of those, on three MNIST networks, a geometric ladder of as many rungs cost
+    12 to 37 % more.
 
     Raises:
         ValueError: the norm is l0, where a scaled change is no smaller.
@@ -42,7 +42,8 @@ def ladder(norm: Norm, signature: Signature) -> tuple[float, ...]:
 def scout(norm: Norm) -> Attack:
     """A cheap search for near mistakes, eight images an example: it shows the attacks where to set in.
 
-    It goes first in the attacks of a survey and of its cells. On MNIST networks, without it, twenty steps of PGD took
-    twice as many images to come down the ladder, and more steps of it broke more images than PGD alone did.
+    It goes first in the attacks of a survey and of its cells. Without it, on three MNIST networks, twenty steps of PGD
+    took 1.4 to 1.9 times as many images to come down the ladder. More steps of it cost more than they save, and in L2
+    broke 1 to 4 % of the images where those of PGD did not.
     """
     return FMN(norm=norm, steps=6, step=20.0, gamma=0.4)

@@ -135,6 +135,12 @@ def test_a_data_set_stays_in_the_identity_even_as_a_default() -> None:
     assert named["data"]["fingerprint"] == MnistMini().fingerprint()
 
 
+def test_a_default_that_was_changed_since_its_first_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise its version could rise, and the steps that left it out would keep their keys and other results."""
+    monkeypatch.setattr(Square, "version", 2)
+    assert Table().identity() == {"kind": "table", "top": {"kind": "square", "version": 2}}
+
+
 def test_a_raised_version_is_another_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Table(top=Square(side=2)).identity()
     monkeypatch.setattr(Square, "version", 2)

@@ -229,8 +229,9 @@ def test_an_ordinary_training_reports_what_it_always_did_and_keeps_its_name():
     }  # fmt: skip
     assert not {"robust_validation", "guard"} & set(toy(objective=OBJECTIVE).identity())
     watched = toy(objective=OBJECTIVE, robust_validation={"patience": 2}, guard={})
-    assert watched.identity()["robust_validation"] == {"kind": "robust-validation", "patience": 2}
-    assert watched.identity()["guard"] == {"kind": "guard"}
+    attack = Attack(steps=10).identity()  # its version is not the first: it is named, though it is the default
+    assert watched.identity()["robust_validation"] == {"kind": "robust-validation", "patience": 2, "attack": attack}
+    assert watched.identity()["guard"] == {"kind": "guard", "attack": attack}
 
 
 @pytest.mark.parametrize("name", ["robust_validation", "guard"])
