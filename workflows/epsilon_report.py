@@ -77,7 +77,7 @@ def report_on(sweep: EpsilonSweep, finished: Sequence[Finished]) -> Report:
             for section in (_best_section(best, shown), _watched(rows, trained), *_analyses(finished))
             if section.rows
         ],
-        notes=[*_warnings(finished), *complaints, *_stops(trained.values()), *_notes(sweep, finished)],
+        notes=[*_collapsed(rows), *_warnings(finished), *complaints, *_stops(trained.values()), *_notes(sweep, finished)],
         maps=[_heat(sweep, panel, [entry for entry in matrix if entry["panel"] == panel], best) for panel in panels],
         x_label=f"δ of the attacks, {sweep.attacks[0].norm}",
         y_label="ε of the training",
@@ -283,6 +283,16 @@ def _heat(sweep: EpsilonSweep, panel: Panel, matrix: Results, best: Sequence[tup
             (sweep.epsilons.index(each.epsilon), columns.index(each.delta)) for owner, each in best if owner == panel
         ],
     )
+
+
+def _collapsed(rows: Sequence[Row]) -> Iterator[str]:
+    """Networks that have learned nothing: a common end of adversarial training at a large radius."""
+    for row in rows:
+        if len(row.outcomes.predictions.unique()) == 1:
+            yield (
+                f"warning, ε={row.epsilon:g} replicate {row.replicate}: the network answers one class to everything; "
+                "a `budget: ramp` or a smaller learning rate may save such a training"
+            )
 
 
 def _warnings(finished: Sequence[Finished]) -> Iterator[str]:

@@ -141,6 +141,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "votes": 1,
         "surrogates": {},
         "batch": 128,
+        "descend": False,
     },
     "tasks.models.mobilenet.MobileNetV2": {"small_images": True},
     "tasks.models.resnet.ResNet18": {"small_images": True},
@@ -150,6 +151,40 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "tasks.objectives.pgd.PGD": {"steps": 10, "relative_step": None, "norm": "linf"},
     "tasks.objectives.standard.Standard": {"label_smoothing": 0},
     "tasks.objectives.trades.TRADES": {"steps": 10, "relative_step": None, "norm": "linf", "beta": 6},
+    "tasks.objectives.adversarial.Adversarial": {"norm": "linf", "budget": {"kind": "fixed"}},
+    "tasks.objectives.adversarial.Iterated": {"steps": 10, "relative_step": None},
+    "tasks.budgets.adaptive.Adaptive": {"levels": 4, "eta": 1.0, "rate": 0.1},
+    "tasks.budgets.curriculum.Curriculum": {"stages": 5, "over": 0.6},
+    "tasks.budgets.per_example.PerExample": {"first": 0.0, "growth": 0.1, "shrinkage": 0.1, "floor": 0.0},
+    "tasks.budgets.ramp.Ramp": {"first": 0.0, "over": 0.6},
+    "tasks.objectives.awp.AWP": {"gamma": 0.01, "warmup": 0},
+    "tasks.objectives.fgsm.FGSM": {"relative_step": 1.0},
+    "tasks.objectives.free.Free": {"replay": 8, "relative_step": 1.0},
+    "tasks.objectives.grad_align.GradAlign": {"weight": 0.2},
+    "tasks.objectives.interpolated.Interpolated": {"alpha": 1.0},
+    "tasks.objectives.mart.MART": {"beta": 5.0},
+    "tasks.training.guard.Guard": {
+        "every": 100,
+        "drop": 0.2,
+        "attack": {"kind": "pgd", "version": 2, "steps": 10},
+        "epsilon": None,
+        "examples": 256,
+    },
+    "tasks.training.robust_validation.RobustValidation": {
+        "attack": {"kind": "pgd", "version": 2, "steps": 10},
+        "epsilon": None,
+        "examples": 1000,
+        "patience": None,
+    },
+    "tasks.models.quantised.Quantised": {"gradient": "straight-through"},
+    "tasks.analysis.sensitivity.FilterSensitivity": {
+        "threads": 1,
+        "split": "test",
+        "weights": "last",
+        "attack": {"kind": "pgd", "version": 2},
+        "examples": None,
+        "seed": 0,
+    },
     "tasks.optimizers.adam.Adam": {
         "learning_rate": 0.001,
         "beta1": 0.9,
@@ -193,6 +228,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "precision": "fp32",
         "compile": False,
         "channels_last": False,
+        "robust_validation": None,
+        "guard": None,
     },
 }
 
@@ -209,7 +246,7 @@ def digest(content: Any) -> str:
 def keys_of(content: dict[str, Any]) -> dict[str, str]:
     """The first key of each kind of step, and a digest over all keys in their order; needs no data."""
     downloading = copy.deepcopy(content)
-    if content["kind"] == "imp" and content["train"]["data"]["kind"] != "mnist-mini":
+    if "train" in content and content["train"]["data"]["kind"] != "mnist-mini":
         downloading["train"]["data"]["download"] = True  # no part of the identity, and nothing is loaded here
     workflow = workflow_from_record({"recipe": downloading}, check=False)
     plan = asyncio.run(make_plan(Store.open("memory://"), workflow.run))
