@@ -191,6 +191,11 @@ def test_analyses_come_with_the_sweep(tmp_path: Path) -> None:
 def test_a_network_that_answers_one_class_is_warned_of(tmp_path: Path) -> None:
     """At radius 0.5 every image can be made the same grey one: nothing is left to learn but the commonest class."""
     report = swept_in(
-        tmp_path, epsilons=[0.05, 0.5], deltas=[0.1], replicates=1, train__objective={"kind": "pgd", "epsilon": 0.5}
+        tmp_path,
+        epsilons=[0.05, 0.5],
+        deltas=[0.1],
+        replicates=1,
+        train__epochs=10,
+        train__objective={"kind": "pgd", "epsilon": 0.5},
     )
     assert [note[:30] for note in report.notes if "one class" in note] == ["warning, ε=0.5 replicate 0: th"]
