@@ -33,10 +33,10 @@ def changed(folder: Path, **fields: Any) -> Path:
 
 
 def test_every_shipped_recipe_is_valid_and_described() -> None:
-    assert shipped_recipes().keys() >= {"quickstart", "imp-mnist", "imp-cifar10"}
+    assert shipped_recipes().keys() >= {"quickstart", "imp-mnist", "imp-cifar10", "evaluate", "epsilon-sweep", "over-design"}
     for name, description in shipped_recipes().items():
         TypeAdapter(Workflow).validate_python(yaml.safe_load((SHIPPED / f"{name}.yaml").read_text()))
-        elsewhere = ["train.data=mnist-mini"] if name.startswith("imp-") else []
+        elsewhere = ["train.data=mnist-mini"] if name.startswith(("imp-", "over-")) else []
         assert isinstance(load_recipe(name, elsewhere).workflow, Workflow)  # checked, but on data that is here
         assert description.endswith("."), name
 
