@@ -77,7 +77,13 @@ def report_on(sweep: EpsilonSweep, finished: Sequence[Finished]) -> Report:
             for section in (_best_section(best, shown), _watched(rows, trained), *_analyses(finished))
             if section.rows
         ],
-        notes=[*_collapsed(rows), *_warnings(finished), *complaints, *_stops(trained.values()), *_notes(sweep, finished)],
+        notes=[
+            *_collapsed(rows),
+            *_warnings(finished),
+            *complaints,
+            *_stops(trained.values()),
+            *_notes(sweep, finished),
+        ],
         maps=[_heat(sweep, panel, [entry for entry in matrix if entry["panel"] == panel], best) for panel in panels],
         x_label=f"δ of the attacks, {sweep.attacks[0].norm}",
         y_label="ε of the training",

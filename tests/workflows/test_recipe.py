@@ -33,7 +33,14 @@ def changed(folder: Path, **fields: Any) -> Path:
 
 
 def test_every_shipped_recipe_is_valid_and_described() -> None:
-    assert shipped_recipes().keys() >= {"quickstart", "imp-mnist", "imp-cifar10", "evaluate", "epsilon-sweep", "over-design"}
+    assert shipped_recipes().keys() >= {
+        "quickstart",
+        "imp-mnist",
+        "imp-cifar10",
+        "evaluate",
+        "epsilon-sweep",
+        "over-design",
+    }
     for name, description in shipped_recipes().items():
         TypeAdapter(Workflow).validate_python(yaml.safe_load((SHIPPED / f"{name}.yaml").read_text()))
         elsewhere = ["train.data=mnist-mini"] if name.startswith(("imp-", "over-")) else []
