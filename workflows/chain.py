@@ -81,6 +81,9 @@ class Chain(Workflow):
         if self.rewind_step >= steps:
             raise ValueError(f"rewind_step: {self.rewind_step} (training has {steps} steps; it must be fewer)")
         list(self.densities(train))
+        if self.retraining != "rewind":
+            with at_path("train"):
+                self._retrained(train)
 
     def densities(self, train: Train) -> Iterator[float]:
         """The density after each level, by counting alone.
@@ -128,9 +131,13 @@ class Chain(Workflow):
         return level < self.levels if self.levels is not None else density > 1 - (self.sparsity or 0)
 
     def _retrained(self, train: Train) -> Train:
-        """The training of the levels that keep their weights."""
+        """The training of the levels that keep their weights.
+
+        Raises:
+            ValueError: such a training cannot be.
+        """
         update: dict[str, Any] = {"schedule_from": "zero"}
         if self.retraining == "fine-tune":
             optimizer = train.optimizer.model_copy(update={"learning_rate": self.fine_tune_rate})
             update |= {"epochs": self.fine_tune_epochs, "schedule": Constant(), "optimizer": optimizer}
-        return train.model_copy(update=update)
+        return Train.model_validate({**dict(train), **update})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import nan
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from cluster.flow import describe
 from cluster.ledger import Damaged
 from cluster.runs import Finished
 from tasks.component import kind_of
@@ -58,7 +61,7 @@ def report_on(sweep: EpsilonSweep, finished: Sequence[Finished]) -> Report:
     rows, complaints = _rows(sweep, finished, trained)
     panels = list(dict.fromkeys(row.panel for row in rows))
     matrix = [entry for panel in panels for entry in _matrix(sweep, [row for row in rows if row.panel == panel])]
-    best = [(panel, found) for panel in panels for found in _best([row for row in rows if row.panel == panel])]
+    best = [(panel, found) for panel in panels for found in _best(sweep, [row for row in rows if row.panel == panel])]
     names = ["clean", *(f"δ={delta:g}" for delta in sweep.deltas)]
     about = {"network": len({panel.network for panel in panels}) > 1, "weights": len(sweep.weights) > 1}
     shown = [field for field, several in about.items() if several]
@@ -158,24 +161,28 @@ def _spread(entry: Mapping[str, Any] | None) -> str:
     return "" if entry is None else f"{100 * entry['accuracy']:.1f}±{50 * (entry['high'] - entry['low']):.1f}"
 
 
-def _best(rows: Sequence[Row]) -> Iterator[BestTraining]:
-    """For each radius of attack that all networks met, the training that serves best."""
-    for delta in rows[0].outcomes.threat.epsilons:
-        standing: dict[float, list[Any]] = {}
-        for row in rows:
-            if delta in row.cells:
-                standing.setdefault(row.epsilon, []).append(row.outcomes.standing(delta))
-        whole = all(delta in row.cells for row in rows) and len({*map(len, standing.values())}) == 1
-        if whole and len(standing) > 1 and len(rows[0].outcomes) > 1:
-            found = best_training(delta, standing)
-            if found.accuracy:  # where nothing stands, nothing is best
-                yield found
+def _best(sweep: EpsilonSweep, rows: Sequence[Row]) -> Iterator[BestTraining]:
+    """For each radius of attack that all networks of the grid have met, the training that serves best."""
+    wanted = {(epsilon, replicate) for epsilon in sweep.epsilons for replicate in range(sweep.replicates)}
+    if len(sweep.epsilons) < 2 or len(rows[0].outcomes) < 2:
+        return
+    for delta in sweep.deltas:
+        met = [row for row in rows if delta in row.cells]
+        if {(row.epsilon, row.replicate) for row in met} != wanted:
+            continue
+        standing: dict[float, list[torch.Tensor]] = {}
+        for row in met:
+            standing.setdefault(row.epsilon, []).append(row.outcomes.standing(delta))
+        found = best_training(delta, standing)
+        if found.accuracy:  # where nothing stands, nothing is best
+            yield found
 
 
 def _best_section(best: Sequence[tuple[Panel, BestTraining]], shown: Sequence[str]) -> Section:
     return Section(
-        "Best training radius for each attack; its gain over the matched one is measured on other examples than it was "
-        "chosen on",
+        "Best training radius for each attack. Its accuracy is the highest of the column, and flattered as such; the "
+        "gain over the matched radius is measured on other seeds and other examples than the choice was made on, with "
+        "an approximate interval over seeds",
         [*shown, "δ", "best ε", "ε/δ", "accuracy %", "matched ε", "gain, points", "interval (95 %)"],
         [
             [
@@ -185,12 +192,17 @@ def _best_section(best: Sequence[tuple[Panel, BestTraining]], shown: Sequence[st
                 f"{found.epsilon / found.delta:.2f}",
                 f"{100 * found.accuracy:.1f}",
                 f"{found.matched:g}",
-                f"{100 * found.gain:+.1f}",
-                f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
+                *_gain(found),
             ]
             for panel, found in best
         ],
     )
+
+
+def _gain(found: BestTraining) -> list[str]:
+    if found.chosen == (found.matched,):
+        return ["none", "the matched ε is chosen"]
+    return [f"{100 * found.gain:+.1f}", f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"]
 
 
 def _watched(rows: Sequence[Row], trained: Mapping[str, Finished]) -> Section:
@@ -207,7 +219,8 @@ def _watched(rows: Sequence[Row], trained: Mapping[str, Finished]) -> Section:
         best, last = map(mean, ends)
         lines.append([network, f"{epsilon:g}", f"{best:.1f}", f"{last:.1f}", f"{last - best:+.1f}", epochs])
     return Section(
-        "Robust validation accuracy of the best and of the last network, means over replicates (robust overfitting)",
+        "Robust overfitting: robust validation accuracy of the best and of the last network, means over replicates; "
+        "the best was chosen by these very figures, so a small difference is chance",
         ["network", "ε", "best %", "last %", "difference", "best epoch"],
         lines,
     )
@@ -222,8 +235,8 @@ def _sensitivity(steps: Sequence[Finished]) -> Section:
     """How much each layer stretches a perturbation, and what a filter of the first layer can make of it."""
     layers = [layer["layer"].removesuffix(".weight") for layer in steps[0].metrics["layers"]] if steps else []
     return Section(
-        "Gain of perturbations by each layer, in Euclidean length, mean over replicates; first filters: their largest "
-        "response to a change of each pixel by 1, mean over filters",
+        "Gain in Euclidean length that each layer gives to perturbations by PGD-20, mean over replicates; first "
+        "filters: their largest response to a change of each pixel by 1, mean over filters",
         ["network", "weights", "ε", *layers, "first filters"],
         [
             [
@@ -246,8 +259,9 @@ def _precision(steps: Sequence[Finished]) -> Section:
     sizes = sorted({step.at["rounded"] for step in steps})
     delta = steps[0].metrics["robust"][0]["epsilon"] if steps else 0
     return Section(
-        f"Accuracy in percent at δ={delta:g} with features rounded to multiples of a step, mean over replicates",
-        ["network", "weights", "ε", *(f"step {size:g}" for size in sizes)],
+        f"Accuracy in percent at δ={delta:g} with features rounded to multiples of a step, mean over replicates; all "
+        "columns, the unrounded too, meet the attacks of the sweep, then square, then transfer from the unrounded",
+        ["network", "weights", "ε", *(f"step {size:g}" if size else "unrounded" for size in sizes)],
         [
             [
                 place[0].network,
@@ -294,7 +308,7 @@ def _heat(sweep: EpsilonSweep, panel: Panel, matrix: Results, best: Sequence[tup
 def _collapsed(rows: Sequence[Row]) -> Iterator[str]:
     """Networks that have learned nothing: a common end of adversarial training at a large radius."""
     for row in rows:
-        if len(row.outcomes.predictions.unique()) == 1:
+        if (row.outcomes.predictions == row.outcomes.predictions[0]).all():
             yield (
                 f"warning, ε={row.epsilon:g} replicate {row.replicate}: the network answers one class to everything; "
                 "a `budget: ramp` or a smaller learning rate may save such a training"
@@ -306,24 +320,51 @@ def _warnings(finished: Sequence[Finished]) -> Iterator[str]:
     places: dict[str, dict[str, None]] = {}
     for step in finished:
         for warning in step.metrics.get("warnings", []):
-            place = f"ε={step.at['epsilon']:g} replicate {step.at['replicate']}"
-            places.setdefault(warning, {})[place] = None
+            places.setdefault(warning, {})[_place(step)] = None
     for warning, where in places.items():
-        yield f"warning, {', '.join(where)}: {warning}"
+        yield f"warning, {'; '.join(where)}: {warning}"
 
 
-def _stops(trained: Any) -> Iterator[str]:
+def _place(step: Finished) -> str:
+    """Which network a step is about."""
+    return describe({"ε" if name == "epsilon" else name: at for name, at in step.at.items() if name != "delta"})
+
+
+def _stops(trained: Iterable[Finished]) -> Iterator[str]:
     """Trainings that ended early."""
     for step in trained:
-        stopped = step.metrics.get("stopped")
-        if stopped:
-            place = f"ε={step.at['epsilon']:g} replicate {step.at['replicate']}"
-            yield f"stopped early, {place}: {stopped}"
+        stopped = step.metrics.get("stopped", {})
+        if stopped.get("why") == "catastrophic-overfitting":
+            yield (
+                f"catastrophic overfitting, {_place(step)}: robust training accuracy fell from "
+                f"{100 * stopped['before']:.1f} to {100 * stopped['after']:.1f} % by step {stopped['detected_at']}; "
+                f"training was stopped and went back to step {stopped['rolled_back_to']}"
+            )
+        elif stopped:
+            yield f"stopped early, {_place(step)}: no better network since, at step {stopped['detected_at']}"
 
 
 def _notes(sweep: EpsilonSweep, finished: Sequence[Finished]) -> Iterator[str]:
-    interval = "± half of the interval that holds the 95 % intervals of all replicates"
-    yield f"accuracy in percent on the {sweep.split} split, mean of {sweep.replicates} replicates; {interval}"
+    yield (
+        f"accuracy in percent on the {sweep.split} split, mean of the finished of {sweep.replicates} replicates; "
+        "± half of the interval that holds the 95 % intervals of all of them"
+    )
+    yield (
+        "a cell counts what broke an example at its own δ or at a smaller one, by the attacks of the sweep or by the "
+        "few steps of fmn that show them where to set in"
+    )
+    if sweep.epsilons[0] == 0:
+        yield "ε=0 is trained without adversary; its best network is the one of highest clean validation accuracy"
     training = sum(step.metrics.get("sample_steps", 0) for step in finished)
-    attacks = sum(step.metrics.get("cost", 0) for step in finished)
-    yield f"{training:,} sample-steps of training; {attacks:,} images went through networks for the matrix"
+    selection = sum(step.metrics.get("selection_steps", 0) for step in finished)
+    matrix, analyses = (
+        sum(step.metrics["cost"] for step in finished if "cost" in step.metrics and _analyses_of(step) == own)
+        for own in (False, True)
+    )
+    watched = f", {selection:,} images to watch over it" if selection else ""
+    more = f", {analyses:,} for the analyses" if analyses else ""
+    yield f"{training:,} sample-steps of training{watched}; {matrix:,} images attacked for the matrix{more}"
+
+
+def _analyses_of(step: Finished) -> bool:
+    return step.kind == "filter-sensitivity" or "rounded" in step.at

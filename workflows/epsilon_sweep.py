@@ -13,6 +13,7 @@ from cluster.flow import Flow, Handle
 from cluster.runs import Finished
 from tasks.analysis.sensitivity import FilterSensitivity
 from tasks.attacks import Attack
+from tasks.attacks.pgd import PGD
 from tasks.attacks.square import Square
 from tasks.attacks.transfer import Transfer
 from tasks.component import Component, require_rising
@@ -242,6 +243,7 @@ class EpsilonSweep(Chain):
                 architecture=self.train.architecture,
                 split=self.split,
                 weights=weights,
+                attack=PGD(norm=self.attacks[0].norm),
                 epsilon=self.sensitivity,
                 examples=self.examples,
                 seed=self.seed,
@@ -250,23 +252,22 @@ class EpsilonSweep(Chain):
             )
 
     def rounded(self, weights: Weights) -> Iterator[tuple[float, Evaluate]]:
-        """For each precision of the features attacks through the rounding, without gradients, and from the network
-        that does not round.
+        """For each precision of the features, and for 0, which is not rounded at all: attacks through the rounding,
+        without gradients, and from the network that does not round.
         """
         if self.precision is None:
             return
         norm = self.attacks[0].norm
-        for step in self.precision.steps:
-            yield (
-                step,
-                _at(
-                    self.evaluation(weights),
-                    self.precision.delta,
-                    architecture=Quantised(base=self.train.architecture, after=self.precision.after, step=step),
-                    attacks=(*self.attacks, Square(norm=norm), Transfer(norm=norm, source=TWIN)),
-                    surrogates={TWIN: self.train.architecture},
-                ),
+        base = self.train.architecture
+        for step in (0.0, *self.precision.steps):
+            evaluation = _at(
+                self.evaluation(weights),
+                self.precision.delta,
+                architecture=Quantised(base=base, after=self.precision.after, step=step) if step else base,
+                attacks=(*self.attacks, Square(norm=norm), Transfer(norm=norm, source=TWIN)),
+                surrogates={TWIN: base},
             )
+            yield step, evaluation
 
     def report(self, finished: Sequence[Finished]) -> Report:
         """The matrix with its intervals, the best training radius for each attack, and the heat map."""

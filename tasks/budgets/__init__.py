@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -11,6 +13,9 @@ from tasks.moment import Moment
 
 class Budget(Component):
     """The radius of every attack in a training, out of a largest one."""
+
+    grows: ClassVar[bool] = False
+    """Whether every training begins at small radii."""
 
     def memory(self, examples: int) -> nn.Module:
         """What it remembers from step to step, as buffers; nothing unless it says otherwise.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -18,6 +18,8 @@ class Curriculum(Budget):
     each higher than the one before by the same amount, is chosen here. Stage s of S, counted from zero, has the radius
     `epsilon * (s + 1) / S`, so that no step goes without an attack.
     """
+
+    grows: ClassVar[bool] = True
 
     kind: Literal["curriculum"] = "curriculum"
     stages: int = Field(default=5, ge=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -20,6 +20,8 @@ class PerExample(Budget):
     a common one. Customised adversarial training (Cheng et al. 2020) starts from zero as here, but never shrinks a
     radius, and smooths labels with it. Both measure growth in input units; here it is in shares of the largest radius.
     """
+
+    grows: ClassVar[bool] = True
 
     kind: Literal["per-example"] = "per-example"
     first: float = Field(default=0.0, ge=0, le=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -16,6 +16,8 @@ class Ramp(Budget):
 
     Training against a large radius from the first step may never leave the constant answer; from a small one it does.
     """
+
+    grows: ClassVar[bool] = True
 
     kind: Literal["ramp"] = "ramp"
     first: float = Field(default=0.0, ge=0, le=1)

@@ -24,14 +24,18 @@ class BestTraining:
     """Their share, over all replicates: a maximum, and flattered as such."""
     matched: float
     """The radius of training nearest to `delta`, the smaller of equally near ones."""
+    chosen: tuple[float, ...]
+    """The radii that were chosen when `gain` was measured."""
     gain: float
     """How much more accurate a choice like this is than the matched training.
 
-    The radius is chosen on every other example and measured on those between, then the other way round.
+    Neither examples nor trainings serve for both: for each replicate the radius is chosen by the others, on one half of
+    the examples, and measured on the other half. With one replicate it is chosen and measured on the same trainings,
+    and the luck of a seed counts as gain.
     """
     low: float
-    """Lower end of the 95 % interval of `gain`: Student's, over replicates; with one replicate that of a paired
-    difference over examples, which knows nothing of how trainings differ."""
+    """Lower end of an approximate 95 % interval of `gain`: Student's, over replicates; with one replicate that of a
+    paired difference over examples, which knows nothing of how trainings differ."""
     high: float
     """Upper end."""
 
@@ -41,7 +45,8 @@ def best_training(delta: float, standing: Mapping[float, Sequence[torch.Tensor]]
 
     Args:
         delta: radius of the attacks.
-        standing: for each radius of training the replicates, each (N,) bool: which of the same N examples stand.
+        standing: for each radius of training the replicates in one order, each (N,) bool: which of the same N examples
+            stand.
 
     Raises:
         ValueError: there are fewer than two examples, or the replicates differ in number or in examples.
@@ -55,10 +60,7 @@ def best_training(delta: float, standing: Mapping[float, Sequence[torch.Tensor]]
         raise ValueError("choosing and measuring needs two examples at least")
     best = _highest(stands)
     matched = min(range(len(epsilons)), key=lambda place: (abs(epsilons[place] - delta), epsilons[place]))
-    halves = (stands[..., 0::2], stands[..., 1::2])
-    differences = torch.cat(
-        [measured[_highest(chosen)] - measured[matched] for chosen, measured in (halves, halves[::-1])], dim=1
-    )  # (replicates, examples)
+    differences, chosen = _cross_fitted(stands, matched)
     gain = float(differences.mean())
     half = _half_width(differences)
     return BestTraining(
@@ -66,10 +68,24 @@ def best_training(delta: float, standing: Mapping[float, Sequence[torch.Tensor]]
         epsilon=epsilons[best],
         accuracy=float(stands[best].mean()),
         matched=epsilons[matched],
+        chosen=tuple(epsilons[place] for place in sorted(chosen)),
         gain=gain,
         low=max(gain - half, -1.0),
         high=min(gain + half, 1.0),
     )
+
+
+def _cross_fitted(stands: torch.Tensor, matched: int) -> tuple[torch.Tensor, set[int]]:
+    """What each replicate gains, (replicates, examples), by radii that others chose on other examples; and these."""
+    replicates = stands.shape[1]
+    differences, chosen = torch.empty_like(stands[0]), set[int]()
+    for replicate in range(replicates):
+        others = [other for other in range(replicates) if other != replicate] or [replicate]
+        for half in (0, 1):
+            best = _highest(stands[:, others, 1 - half :: 2])
+            chosen.add(best)
+            differences[replicate, half::2] = (stands[best] - stands[matched])[replicate, half::2]
+    return differences, chosen
 
 
 def _highest(stands: torch.Tensor) -> int:

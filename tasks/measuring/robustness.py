@@ -55,10 +55,13 @@ class Siege:
         """Whether this attack looks for the nearest mistake, and there are several epsilons to look it up for."""
         return isinstance(self.attacks[turn], MinimumNorm) and len(self.epsilons) > 1
 
-    def asked(self, turn: int) -> bool:
-        """Whether all that this attack can find is known: the nearest mistake is the same at every radius."""
-        several = self.known is not None and len(self.known.threat.epsilons) > 1
-        return several and isinstance(self.attacks[turn], MinimumNorm)
+    def asked(self, turn: int) -> torch.Tensor:
+        """(N,) bool, for which examples all that this attack can find is known: its nearest mistake is the same at
+        every radius, unless it never met the example, since that broke at the smallest known radius before its turn.
+        """
+        if self.known is None or len(self.known.threat.epsilons) < 2 or not isinstance(self.attacks[turn], MinimumNorm):
+            return torch.zeros(len(self.examples), dtype=torch.bool)
+        return self.known.broken_at > torch.tensor(self.known.threat.epsilons[0], dtype=torch.float32)
 
     @cached_property
     def radii(self) -> torch.Tensor:
@@ -178,10 +181,8 @@ class Cascade:
 
     def _meets(self, siege: Siege) -> torch.Tensor:
         """The examples of the round that begins, (n,) int64."""
-        met = self.level > siege.withstood
-        if siege.asked(self.turn):
-            met.fill_(False)
-        elif self._walks_upward(siege):
+        met = (self.level > siege.withstood) & ~siege.asked(self.turn)
+        if self._walks_upward(siege):
             met &= (self.level > self.round) & (siege.withstood <= self.round)
         elif self.round:
             met &= self.fell

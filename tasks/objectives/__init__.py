@@ -26,6 +26,11 @@ class Objective(Component):
         """Norm and largest radius of the attack that is trained against; None without one."""
         return None
 
+    @property
+    def grows(self) -> bool:
+        """Whether the radius of its attack begins small in every training."""
+        return False
+
     def against(self, epsilon: float) -> Self:
         """The same objective with another largest radius of its attack.
 

@@ -45,6 +45,11 @@ class Adversarial(Objective):
         """Norm and radius."""
         return self.norm, self.epsilon
 
+    @property
+    def grows(self) -> bool:
+        """As its budget does."""
+        return self.budget.grows
+
     def against(self, epsilon: float) -> Self:
         """The same with another `epsilon`.
 

@@ -62,6 +62,11 @@ class AWP(Objective):
         """That of the objective inside."""
         return self.objective.threat
 
+    @property
+    def grows(self) -> bool:
+        """As that inside does."""
+        return self.objective.grows
+
     def against(self, epsilon: float) -> Self:
         """The same with another `epsilon` inside.
 

@@ -18,9 +18,9 @@ from tasks.objectives.adversarial import Adversarial, Attacked, per_image, rando
 class FGSMRS(Adversarial):
     """Fast adversarial training: cross-entropy after one long step from a random start (Wong et al. 2020, algorithm 3).
 
-    The random start may leave [0, 1], as in the authors' code, and only the perturbed image is cut. That matters where
-    many pixels are black or white, as in MNIST: cutting the start too takes half of its randomness, and training then
-    fell into catastrophic overfitting at epsilon 0.3 in all of four runs.
+    The random start may leave [0, 1], as in the authors' code for MNIST, and only the perturbed image is cut. That
+    matters where many pixels are black or white, as there: cutting the start too takes half of its randomness, and
+    training then fell into catastrophic overfitting at epsilon 0.3 in all of four runs.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)

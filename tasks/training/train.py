@@ -101,6 +101,15 @@ class Train(Task):
         return self
 
     @model_validator(mode="after")
+    def _no_fall_by_design(self) -> Self:
+        if self.guard is not None and self.objective.grows and self.schedule_from == "zero":
+            raise ValueError(
+                "guard: with schedule_from: zero and a budget that begins small, trained weights lose robustness by "
+                "design, and that is no collapse: give a budget such as `fixed`, or no guard"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _watch_what_is_trained_against(self) -> Self:
         for name, watch in (("robust_validation", self.robust_validation), ("guard", self.guard)):
             try:

@@ -8,12 +8,15 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from tasks.attacks.pgd import PGD as Attack  # noqa: N811 - its objective has the same name
+from tasks.budgets.ramp import Ramp
 from tasks.models.small_cnn import SmallCNN
 from tasks.models.weights import load_weights, restore, weights_to_bytes
 from tasks.moment import Moment
+from tasks.objectives.awp import AWP
 from tasks.objectives.fgsm import FGSM
 from tasks.objectives.fgsm_rs import FGSMRS
 from tasks.objectives.pgd import PGD
@@ -335,3 +338,14 @@ def test_real_catastrophic_overfitting_is_caught_and_undone():
     assert robust_accuracy(guarded) > 0.55
     weights = guarded.files["weights.safetensors"]
     assert guarded.metrics["digest"] == hashlib.sha256(weights).hexdigest()
+
+
+def test_a_restarted_budget_under_guard_is_refused() -> None:
+    """Radii begin small again on robust weights: what they lose then is no collapse."""
+    grows = PGD(epsilon=0.1, budget=Ramp())
+    with pytest.raises(ValidationError, match="guard: with schedule_from: zero and a budget that begins small"):
+        toy(objective=grows, guard=Guard(), schedule_from="zero")
+    with pytest.raises(ValidationError, match="guard: with schedule_from: zero"):
+        toy(objective=AWP(objective=grows), guard=Guard(), schedule_from="zero")
+    assert toy(objective=PGD(epsilon=0.1), guard=Guard(), schedule_from="zero")
+    assert toy(objective=grows, guard=Guard())

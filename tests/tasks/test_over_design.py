@@ -40,6 +40,24 @@ def test_the_luckiest_of_equal_trainings_gains_nothing() -> None:
     assert abs(sum(honest) / 60) < 0.02
 
 
+def test_lucky_seeds_of_equal_trainings_gain_nothing() -> None:
+    """A seed's luck lasts over all examples: choosing on other examples alone would find a gain of half a point."""
+    gains, surely = [], 0
+    for trial in range(150):
+        luck = 0.5 + 0.02 * torch.randn(7, 5, generator=generator("luck", trial))
+        standing = {
+            round(0.1 + place / 100, 2): [
+                coins(float(luck[place, replicate]), trial, place, replicate, examples=400) for replicate in range(5)
+            ]
+            for place in range(7)
+        }
+        found = best_training(0.1, standing)
+        gains.append(found.gain)
+        surely += found.low > 0
+    assert abs(sum(gains) / 150) < 0.003
+    assert surely < 0.1 * 150
+
+
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     covered = 0
     for trial in range(200):

@@ -14,6 +14,7 @@ from torch import nn
 
 from tasks.attacks import Attack
 from tasks.attacks.apgd import APGD
+from tasks.attacks.ddn import DDN
 from tasks.attacks.fgsm import FGSM
 from tasks.attacks.pgd import PGD
 from tasks.attacks.square import Square
@@ -222,6 +223,18 @@ def test_the_scout_is_not_asked_twice() -> None:
     assert survey("pgd", PGD()).metrics["costs"]["fmn"] > 0
     costs = cell("pgd", BETWEEN[1], PGD()).metrics["costs"]
     assert costs["fmn"] == 0 < costs["pgd"]
+
+
+def test_a_search_for_the_nearest_mistake_is_run_below_the_lowest_rung() -> None:
+    """There the survey never ran it: what the scout breaks at the lowest rung, later attacks do not meet."""
+    attacks = (scout("l2"), DDN(steps=20))
+    survey = on_digits("standard", attacks, 2.0, 4.0, 8.0, descend=True)
+    below = on_digits("standard", attacks, 1.0, known=survey)
+    single = on_digits("standard", attacks, 1.0)
+    assert int((outcomes(survey).broken_at == 2.0).sum()) > COUNT // 2
+    assert below.metrics["costs"]["ddn"] > 0
+    gap = below.metrics["robust"][0]["accuracy"] - single.metrics["robust"][0]["accuracy"]
+    assert abs(gap) <= 0.01, "without the search, five to ten points more would seem to stand"
 
 
 @pytest.mark.parametrize("net", [standard_net(), robust_net()], ids=["standard", "robust"])

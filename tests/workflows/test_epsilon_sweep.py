@@ -148,7 +148,7 @@ def test_best_and_last_networks_are_both_reported(tmp_path: Path) -> None:
         train__robust_validation={"examples": 50},
     )
     assert [cell["weights"] for cell in cells(tmp_path)] == ["last", "last", "best", "best"]
-    assert any("robust overfitting" in section.title for section in report.sections)
+    assert any("Robust overfitting" in section.title for section in report.sections)
 
 
 def test_a_chain_is_swept_at_every_sparsity(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_analyses_come_with_the_sweep(tmp_path: Path) -> None:
     report = swept_in(tmp_path, epsilons=[0.1], deltas=[0.1], replicates=1, sensitivity=0.1, precision=precision)
     sections = {section.title.split()[0]: section for section in report.sections}
     assert sections["Gain"].rows[0][:3] == ["dense", "last", "0.1"]
-    assert "step 0.25" in sections["Accuracy"].columns
+    assert sections["Accuracy"].columns[-3:] == ["unrounded", "step 0.25", "step 1"]
     assert all(sections["Gain"].rows[0])
     assert all(sections["Accuracy"].rows[0])
 
@@ -199,3 +199,14 @@ def test_a_network_that_answers_one_class_is_warned_of(tmp_path: Path) -> None:
         train__objective={"kind": "pgd", "epsilon": 0.5},
     )
     assert [note[:30] for note in report.notes if "one class" in note] == ["warning, ε=0.5 replicate 0: th"]
+
+
+def test_sensitivity_is_measured_in_the_norm_of_the_sweep(tmp_path: Path) -> None:
+    objective = {"kind": "pgd", "epsilon": 1, "norm": "l2", "steps": 2}
+    pgd = {"kind": "pgd", "norm": "l2", "steps": 3}
+    made = recipe(
+        tmp_path, train__objective=objective, epsilons=[1], deltas=[1.5], attacks=[pgd], sensitivity=1.5, replicates=1
+    )
+    plan = plan_of(made, Store.open("memory://"))
+    (task,) = (step.handle.task for step in plan.steps if step.handle.task.kind == "filter-sensitivity")
+    assert task.attack.norm == "l2"
