@@ -77,6 +77,8 @@ class Chain(Workflow):
         Raises:
             ValueError: the chain does not fit the training.
         """
+        with at_path("train.data"):
+            train.data.load("validation")
         steps = train.epochs * math.ceil(len(train.data.load("train")) / train.batch_size)
         if self.rewind_step >= steps:
             raise ValueError(f"rewind_step: {self.rewind_step} (training has {steps} steps; it must be fewer)")

@@ -73,9 +73,9 @@ class EpsilonSweep(Chain):
     kind: Literal["epsilon-sweep"] = "epsilon-sweep"
     train: Train
     """How each network is trained: its objective's `epsilon` takes the values of the grid, its seeds count up."""
-    epsilons: tuple[Annotated[float, Field(ge=0)], ...] = Field(min_length=1)
+    epsilons: tuple[Annotated[float, Field(ge=0)], ...]
     """Radii to train with, rising; 0 stands for the objective `standard`."""
-    deltas: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    deltas: tuple[Annotated[float, Field(gt=0)], ...]
     """Radii to attack with, rising."""
     replicates: int = Field(default=2, ge=1)
     """Trainings of every radius: other initial weights, other data orders."""
@@ -83,15 +83,15 @@ class EpsilonSweep(Chain):
     """Stored masks to train under, by a name of one's choice, instead of the dense network."""
     every: int = Field(default=1, ge=1)
     """Of a pruning chain, the levels that are attacked: every so many, counted back from the last."""
-    attacks: tuple[Attack, ...] = Field(min_length=1)
+    attacks: tuple[Attack, ...]
     """What each network is attacked with."""
-    weights: tuple[Weights, ...] = Field(default=("last",), min_length=1)
+    weights: tuple[Weights, ...] = ("last",)
     """Which networks of a training are attacked: the last, the best by validation, or both."""
     split: Literal["validation", "test"] = "test"
     """Validation to choose by, test to report."""
     examples: int | None = Field(default=None, ge=1)
     """How many examples of the split, drawn evenly over its classes; all unless given."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Of the drawn examples and of the attacks' noise."""
     sensitivity: float | None = Field(default=None, gt=0)
     """Also measure how much each layer amplifies perturbations of this radius."""
@@ -100,8 +100,21 @@ class EpsilonSweep(Chain):
 
     @model_validator(mode="after")
     def _grids_rise(self) -> Self:
+        for name in ("epsilons", "deltas", "attacks", "weights"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must not be empty")
         require_rising("epsilons", self.epsilons)
         require_rising("deltas", self.deltas)
+        if len(set(self.weights)) < len(self.weights):
+            raise ValueError(f"weights: {self.weights[0]} is there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _trains_to_the_end(self) -> Self:
+        if self.train.stop_at is not None:
+            raise ValueError("train.stop_at: a sweep attacks finished networks; leave it out")
+        if self.every > 1 and self.prune is None:
+            raise ValueError("every chooses levels of a pruning chain and needs prune")
         return self
 
     @model_validator(mode="after")
@@ -167,6 +180,8 @@ class EpsilonSweep(Chain):
         for name, key in self.masks.items():
             with at_path(f"masks.{name}"):
                 masks[name] = await _stored_mask(flow.at(mask=name), key, network)
+                if twice := next((other for other in masks if masks[other] is masks[name] and other != name), None):
+                    raise ValueError(f"this is the mask that '{twice}' is too")
         await flow.together(*(step for network in self.networks(flow, masks) for step in self.measured(network)))
 
     def networks(self, flow: Flow, masks: dict[str, Handle]) -> Iterator[Network]:

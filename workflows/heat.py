@@ -31,10 +31,10 @@ def draw(maps: Sequence[HeatMap], title: str, x_label: str, y_label: str) -> byt
 
     across = min(len(maps), 3)
     down = -(-len(maps) // across)
-    wide = max(4.6, 0.62 * max(len(heat.x) for heat in maps) + 1.6)
+    wide = max(7.2 if across == 1 else 4.6, 0.62 * max(len(heat.x) for heat in maps) + 1.6)
     high = max(3.4, 0.42 * max(len(heat.y) for heat in maps) + 1.6)
     figure = Figure(figsize=(across * wide, down * high), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     for place, heat in enumerate(maps):
         axes = figure.add_subplot(down, across, place + 1)
         axes.imshow(heat.values, origin="lower", aspect="auto", vmin=0, vmax=100, cmap="viridis")
@@ -44,7 +44,9 @@ def draw(maps: Sequence[HeatMap], title: str, x_label: str, y_label: str) -> byt
                     colour = "black" if value > LIGHT else "white"
                     axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
         for row, column in heat.framed:
-            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=1.8))
+            axes.add_patch(
+                Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=1.8, clip_on=False)
+            )
         axes.set_xticks(range(len(heat.x)), heat.x, fontsize=8)
         axes.set_yticks(range(len(heat.y)), heat.y, fontsize=8)
         axes.set(title=heat.title, xlabel=x_label, ylabel=y_label)

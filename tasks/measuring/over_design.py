@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,21 +22,20 @@ class BestTraining:
     """Radius of the training that left most examples standing, the smaller of equals."""
     accuracy: float
     """Their share, over all replicates: a maximum, and flattered as such."""
-    matched: float
-    """The radius of training nearest to `delta`, the smaller of equally near ones."""
     chosen: tuple[float, ...]
     """The radii that were chosen when `gain` was measured."""
-    gain: float
-    """How much more accurate a choice like this is than the matched training.
+    gain: float | None
+    """How much more accurate a choice like this is than training at `delta` itself; None if no training was.
 
     Neither examples nor trainings serve for both: for each replicate the radius is chosen by the others, on one half of
     the examples, and measured on the other half. With one replicate it is chosen and measured on the same trainings,
     and the luck of a seed counts as gain.
     """
-    low: float
-    """Lower end of an approximate 95 % interval of `gain`: Student's, over replicates; with one replicate that of a
-    paired difference over examples, which knows nothing of how trainings differ."""
-    high: float
+    low: float | None
+    """Lower end of an approximate 95 % interval of `gain`, for other trainings and other examples: Student's over
+    replicates, and never as if the examples were all that there are. With one replicate it knows nothing of how
+    trainings differ."""
+    high: float | None
     """Upper end."""
 
 
@@ -59,15 +58,13 @@ def best_training(delta: float, standing: Mapping[float, Sequence[torch.Tensor]]
     if stands.shape[2] < 2:
         raise ValueError("choosing and measuring needs two examples at least")
     best = _highest(stands)
-    matched = min(range(len(epsilons)), key=lambda place: (abs(epsilons[place] - delta), epsilons[place]))
-    differences, chosen = _cross_fitted(stands, matched)
-    gain = float(differences.mean())
-    half = _half_width(differences)
-    return BestTraining(
-        delta=delta,
-        epsilon=epsilons[best],
-        accuracy=float(stands[best].mean()),
-        matched=epsilons[matched],
+    found = BestTraining(delta, epsilons[best], float(stands[best].mean()), (), None, None, None)
+    if delta not in epsilons:
+        return found
+    differences, chosen = _cross_fitted(stands, epsilons.index(delta))
+    gain, half = float(differences.mean()), _half_width(differences)
+    return replace(
+        found,
         chosen=tuple(epsilons[place] for place in sorted(chosen)),
         gain=gain,
         low=max(gain - half, -1.0),
@@ -94,11 +91,13 @@ def _highest(stands: torch.Tensor) -> int:
 
 
 def _half_width(differences: torch.Tensor) -> float:
-    """Of the 95 % interval of their mean."""
+    """Of the 95 % interval of their mean over replicates and examples, both of which might have been others."""
     replicates, examples = differences.shape
+    among_examples = float(differences.mean(dim=0).var()) / examples
     if replicates == 1:
-        return NORMAL_QUANTILE * float(differences.std()) / math.sqrt(examples)
+        return NORMAL_QUANTILE * math.sqrt(among_examples)
     from scipy.special import stdtrit
 
     quantile = float(stdtrit(replicates - 1, (1 + CONFIDENCE) / 2))
-    return quantile * float(differences.mean(dim=1).std()) / math.sqrt(replicates)
+    among_replicates = float(differences.mean(dim=1).var()) / replicates
+    return quantile * math.sqrt(max(among_replicates, among_examples))

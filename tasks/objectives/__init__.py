@@ -27,6 +27,11 @@ class Objective(Component):
         return None
 
     @property
+    def second_order(self) -> bool:
+        """Whether the gradient of its loss goes through other gradients, which a compiled network cannot give."""
+        return False
+
+    @property
     def grows(self) -> bool:
         """Whether the radius of its attack begins small in every training."""
         return False

@@ -63,6 +63,11 @@ class AWP(Objective):
         return self.objective.threat
 
     @property
+    def second_order(self) -> bool:
+        """As that inside is."""
+        return self.objective.second_order
+
+    @property
     def grows(self) -> bool:
         """As that inside does."""
         return self.objective.grows

@@ -34,6 +34,11 @@ class GradAlign(Adversarial):
     """Weight of the term, which larger radii need more of: for CIFAR-10 the authors take `0.02 * 10 ** (255 * epsilon /
     8)`, which is 0.063 at 4/255, 0.2 at 8/255 and 2 at 16/255; for SVHN 2.5 at 8/255. 0 leaves FGSM training."""
 
+    @property
+    def second_order(self) -> bool:
+        """It is, by its term."""
+        return self.weight > 0
+
     def passes(self) -> int:
         """One for the step, one for the loss, and two for the term: its gradient goes back a second time."""
         return 4 if self.weight else 2

@@ -101,6 +101,15 @@ class Train(Task):
         return self
 
     @model_validator(mode="after")
+    def _differentiable_when_compiled(self) -> Self:
+        if self.compile and self.objective.second_order:
+            raise ValueError(
+                f"compile: {kind_of(type(self.objective))} needs second derivatives, which a compiled network does not "
+                "give; leave it off"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _no_fall_by_design(self) -> Self:
         if self.guard is not None and self.objective.grows and self.schedule_from == "zero":
             raise ValueError(

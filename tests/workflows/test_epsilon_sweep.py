@@ -52,7 +52,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def cells(folder: Path) -> list[dict[str, Any]]:
-    return [entry for entry in results(folder) if "replicates" in entry]
+    return [entry for entry in results(folder) if entry["what"] == "cell"]
 
 
 def steps_of(folder: Path) -> list[Finished]:
@@ -83,13 +83,14 @@ def test_the_matrix_and_its_intervals_fall_along_delta(swept: Path) -> None:
 
 
 def test_the_best_training_radius_is_named_for_each_attack(swept: Path) -> None:
-    best = {entry["delta"]: entry for entry in results(swept) if "gain" in entry}
+    best = {entry["delta"]: entry for entry in results(swept) if entry["what"] == "best"}
     assert list(best) == SMALL["deltas"]
     means = {(cell["epsilon"], cell["delta"]): cell["accuracy"] for cell in cells(swept)}
     for delta, entry in best.items():
         assert entry["accuracy"] == pytest.approx(max(means[epsilon, delta] for epsilon in SMALL["epsilons"]))
-        assert entry["low"] <= entry["gain"] <= entry["high"]
-    assert best[0.03]["matched"] == 0.05
+        if delta in SMALL["epsilons"]:
+            assert entry["low"] <= entry["gain"] <= entry["high"]
+    assert best[0.03]["gain"] is None, "no network is trained at this radius"
 
 
 def test_a_longer_grid_computes_one_row_and_one_column_only(swept: Path, store: Store, tmp_path: Path) -> None:
@@ -136,6 +137,28 @@ def test_a_cell_says_the_same_whatever_else_is_in_the_grid(swept: Path, tmp_path
     assert single is not None
     assert single.read(FILE) == cell.step.read(FILE)
     assert Outcomes.from_bytes(single.read(FILE)).threat.epsilons == (0.05,)
+
+
+def test_a_damaged_cell_is_left_out_alone_and_said_to_be_mended_by_verify(
+    swept: Path, store: Store, tmp_path: Path
+) -> None:
+    cell = next(step for step in steps_of(swept) if step.at.get("delta") == 0.05 and step.at["epsilon"] == 0.1)
+    (damaged,) = (tmp_path / "store" / "steps" / cell.step.key[:2] / cell.step.key).glob("*/outcomes.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    made = recipe(tmp_path / "again")
+    run, code = drive(store, made, tmp_path / "out")
+    assert code == 0
+    report = made.workflow.report(finished_steps(store, run.id))
+    left = {
+        (entry["epsilon"], entry["delta"]): len(entry["replicates"])
+        for entry in report.results
+        if "low" in entry and entry["what"] == "cell"
+    }
+    assert left[0.1, 0.05] == 1
+    assert sum(count == 2 for count in left.values()) == 11
+    assert any("--verify" in note for note in report.notes)
+    assert any("not all cells" in note for note in report.notes)
+    assert any(cell.endswith(" 1/2") for row in report.rows for cell in row)
 
 
 def test_best_and_last_networks_are_both_reported(tmp_path: Path) -> None:
