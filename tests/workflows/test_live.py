@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cluster.flow import Handle
-from cluster.ledger import Ledger
+from cluster.ledger import Ledger, Published
 from cluster.plan import Plan
 from cluster.runs import all_runs, finished_steps
 from cluster.store import Store
@@ -118,3 +118,13 @@ def test_a_pipe_gets_a_line_for_each_result_and_each_trouble(pipe: Screen, finis
     assert lines[1].startswith(f"[1/8] {first}  ")
     assert "last/accuracy 0." in lines[1]
     assert lines[2] == f"failed: {second} (user)"  # why is told at the end
+
+
+def test_a_line_tells_robust_accuracy_where_there_is_one_radius() -> None:
+    def line(*epsilons: float) -> str:
+        robust = [{"epsilon": epsilon, "accuracy": 0.5} for epsilon in epsilons]
+        metrics = {"clean": {"accuracy": 0.75}, "robust": robust}
+        return live.headline(Published("0" * 64, {"metrics": metrics}, Store.open("memory://")))
+
+    assert line(0.1) == "clean/accuracy 0.7500  robust/0.1/accuracy 0.5000"
+    assert line(0.1, 0.2) == line() == "clean/accuracy 0.7500"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
+from math import nan
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 
+from workflows.heat import HeatMap, draw
 from workflows.report import Report
 
 WIDE = Report(
@@ -39,3 +44,30 @@ def test_the_file_for_machines_says_what_the_results_depend_on(tmp_path: Path) -
         "results": [{"epsilon": 0.1}],
     }
     assert "ε in input units" in table.read_text(encoding="utf-8")
+
+
+MAP = HeatMap("one", x=["clean", "0.1"], y=["0", "0.1"], values=[[99.0, 3.0], [98.0, nan]], framed=[(1, 0)])
+
+
+def colours(*maps: HeatMap) -> set[tuple[int, ...]]:
+    drawn = Image.open(io.BytesIO(draw(maps, "title", "x", "y"))).convert("RGB")
+    found = drawn.getcolors(drawn.width * drawn.height)
+    assert found is not None
+    return {colour for _, colour in found if isinstance(colour, tuple)}
+
+
+def test_a_heat_map_shades_its_values_and_frames_what_stands_out(tmp_path: Path) -> None:
+    red = (255, 0, 0)
+    shaded = colours(MAP)
+    assert red in shaded
+    assert red not in colours(replace(MAP, framed=[]))
+    dark = colours(replace(MAP, values=[[3.0, 3.0], [3.0, 3.0]], framed=[]))
+    bright = colours(replace(MAP, values=[[99.0, 99.0], [99.0, 99.0]], framed=[]))
+    assert any(min(colour[:2]) > 200 > 100 > colour[2] for colour in bright), "yellow"
+    assert not any(min(colour[:2]) > 200 > 100 > colour[2] for colour in dark)
+
+
+def test_a_report_with_maps_draws_them(tmp_path: Path) -> None:
+    (figure, *_) = replace(WIDE, maps=[MAP, MAP]).write(tmp_path)
+    wide, narrow = (Image.open(io.BytesIO(draw([MAP] * count, "title", "x", "y"))).width for count in (2, 1))
+    assert Image.open(figure).width == wide > narrow

@@ -171,5 +171,7 @@ def _running_table(steps: list[_UnderWay]) -> Table:
 def headline(published: Published) -> str:
     """The few metrics of a step that fit on a line."""
     found = dict(scalars(published.metrics, "metrics"))
-    wanted = ("clean/accuracy", "last/accuracy", "density")
+    radii = [name for name in found if name.startswith("metrics/robust/") and name.endswith("/accuracy")]
+    robust = [radii[0].removeprefix("metrics/")] if len(radii) == 1 else []
+    wanted = ("clean/accuracy", *robust, "last/accuracy", "density")
     return "  ".join(f"{name} {found[f'metrics/{name}']:.4f}" for name in wanted if f"metrics/{name}" in found)
