@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from cluster.flow import Flow, Handle
@@ -27,9 +27,8 @@ from tasks.training.train import Train
 from workflows.chain import Chain
 from workflows.epsilon_report import report_on
 from workflows.report import Report
-from workflows.subjects import Key, at_path, without_weights
+from workflows.subjects import Key, Name, at_path, without_weights
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$")]
 Weights = Literal["last", "best"]
 
 MASK = "mask.safetensors"

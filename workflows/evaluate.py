@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, StringConstraints, model_validator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic_core import core_schema
 from torch import nn
 
@@ -25,9 +25,8 @@ from tasks.training.imported import ImportWeights
 from workflows import Workflow
 from workflows.evaluation_report import report_on
 from workflows.report import Report
-from workflows.subjects import Model, StoredStep, Subject, at_path, subject_of, without_weights
+from workflows.subjects import Model, Name, StoredStep, Subject, at_path, subject_of, without_weights
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$")]
 Epsilon = Annotated[float, Field(gt=0)]
 
 

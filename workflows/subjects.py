@@ -30,6 +30,8 @@ def _is_text(given: Any) -> Any:
     return given
 
 
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$")]
+"""What a recipe calls a network or a mask."""
 Key = Annotated[str, BeforeValidator(_is_text), StringConstraints(pattern=r"^[0-9a-f]{4,64}$")]
 """The key of a stored step, or an unambiguous beginning of at least 4 digits."""
 
