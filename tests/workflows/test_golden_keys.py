@@ -31,6 +31,18 @@ KEYS: dict[str, dict[str, str]] = {
         "calibrate-attacked": "b69866dde9a9c9f740bab08b8df0c4fe89c5e6d5b424c72e5045e3880e6e7a6b",
         "all": "62d5fb427439c7ff",
     },
+    "epsilon-sweep": {
+        "content": "f114dade4f459078",
+        "train": "04153b7f51717bdaad25c05d28c6fc83a8c3966a2193cf881edfb6117c0ac6e8",
+        "evaluate": "8798456a9d75594afdfe10554e28e83d7d1dee915028d844dd005f09e19b98cd",
+        "all": "f3275a07ad35840a",
+    },
+    "over-design": {
+        "content": "619cc327e641789c",
+        "train": "bba4a3d209607d9d74a7516e45b6f3e8d874d66e216c9f4923e9c532b88446e9",
+        "evaluate": "1bd582d6ce0af455a450e987117e210a196abd78632ac122d2334679df715297",
+        "all": "d1e5ea9ef9e28919",
+    },
     "quickstart": {
         "content": "6265b31a173c6766",
         "train": "9c36d33488c9337a93c488e73f8baa1e76f1bc7b351076f7c2e395fcd072e28f",
