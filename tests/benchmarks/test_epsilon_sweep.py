@@ -39,7 +39,7 @@ from workflows.epsilon_sweep import EpsilonSweep
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3000)]
 
-ROUNDS = 3
+ROUNDS = 2
 GRIDS: dict[str, list[str]] = {
     "as shipped": [],
     "radii between the rungs": [f"deltas={[step / 255 for step in range(8, 72, 8)]}"],

@@ -38,7 +38,9 @@ def test_an_epoch_resumed_in_its_middle_yields_the_remaining_batches(examples, a
 
 def test_an_epoch_visits_every_example_once_with_its_own_label_and_value(examples):
     batches = list(Loader(examples, 10).epoch(0, 0))
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    images, labels, rows = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert torch.equal(images, examples.images[rows] / 255)
+    assert torch.equal(labels, examples.labels[rows])
     assert labels.sort().values.tolist() == list(range(103))
     assert images.dtype == torch.float32
     assert torch.equal(images, examples.images[labels].to(torch.float32) / 255)

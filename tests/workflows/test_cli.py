@@ -78,9 +78,12 @@ def small(**train: Any) -> dict[str, Any]:
         ),
         (
             small(data={"kind": "cifar10", "root": "nowhere"}),
-            "recipe small: cifar10: nowhere/cifar-10-batches-py lacks",
+            "recipe small: train.data: cifar10: nowhere/cifar-10-batches-py lacks",
         ),
-        (small(data={"kind": "image-folder", "root": "nowhere"}), "recipe small: nowhere/train: no such folder"),
+        (
+            small(data={"kind": "image-folder", "root": "nowhere"}),
+            "recipe small: train.data: nowhere/train: no such folder",
+        ),
         (small(gpus=64), "train.gpus: 64 asked for, but this machine has "),
         (small(threads=4096), "train.threads: 4096 asked for, but this machine has "),
         ("kind: [imp", "recipe small.yaml, line 1: not YAML: "),
