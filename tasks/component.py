@@ -60,11 +60,15 @@ class Component(BaseModel):
             placed = any(isinstance(mark, Placement) for mark in field.metadata)
             if name == "kind" or placed:
                 continue
-            elidable = not isinstance(value, Component) or (value.elidable and not _has_versions(value.identity()))
-            if elidable and not field.is_required() and value == field.get_default(call_default_factory=True):
+            default = not field.is_required() and value == field.get_default(call_default_factory=True)
+            if default and not (isinstance(value, Component) and value._named_by_default()):
                 continue
             named[name] = _canonical(value)
         return named
+
+    def _named_by_default(self) -> bool:
+        """Whether a field names this component even where it is the default: its content or its version may change."""
+        return not self.elidable or _has_versions(self.identity())
 
     @model_validator(mode="before")
     @classmethod

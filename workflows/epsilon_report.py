@@ -59,7 +59,7 @@ def report_on(sweep: EpsilonSweep, finished: Sequence[Finished]) -> Report:
             *_collapsed(rows),
             *_stops(trained.values()),
             *_warnings(finished),
-            *_notes(sweep, finished),
+            *_notes(sweep, rows, finished),
         ],
         about=_about(sweep, trained.values()),
         maps=[_heat(sweep, panel, matrix, best) for panel, matrix in matrices.items()],
@@ -207,11 +207,10 @@ def _stops(trained: Iterable[Finished]) -> Iterator[str]:
             yield f"stopped early, {_place(step)}: no better network since, at step {stopped['detected_at']}"
 
 
-def _notes(sweep: EpsilonSweep, finished: Sequence[Finished]) -> Iterator[str]:
-    data = sweep.train.data
-    count = sweep.examples or len(data.load(sweep.split))
+def _notes(sweep: EpsilonSweep, rows: Sequence[Row], finished: Sequence[Finished]) -> Iterator[str]:
+    count = f"{len(rows[0].outcomes):,} " if rows else ""
     yield (
-        f"each cell: accuracy in percent on {count:,} examples of the {sweep.split} split, the mean over replicates, "
+        f"each cell: accuracy in percent on {count}examples of the {sweep.split} split, the mean over replicates, "
         "and an interval that holds the 95 % intervals of all of them"
     )
     attacks = ", ".join(attack.model_dump_json() for attack in sweep.attacks)

@@ -27,7 +27,7 @@ from tasks.training.train import Train
 from workflows.chain import Chain
 from workflows.epsilon_report import report_on
 from workflows.report import Report
-from workflows.subjects import Key, Name, at_path, without_weights
+from workflows.subjects import Key, Name, at_path, count_of, require_no_transfer, without_weights
 
 Weights = Literal["last", "best"]
 
@@ -131,12 +131,7 @@ class EpsilonSweep(Chain):
 
     @model_validator(mode="after")
     def _no_surrogates(self) -> Self:
-        for place, attack in enumerate(self.attacks):
-            if isinstance(attack, Transfer):
-                raise ValueError(
-                    f"attacks.{place}: a transfer takes images from another network, and here is none: attack the "
-                    "trained steps with the recipe `evaluate`"
-                )
+        require_no_transfer(self.attacks)
         return self
 
     @model_validator(mode="after")
@@ -158,9 +153,7 @@ class EpsilonSweep(Chain):
                 f"deltas: {self.deltas[-1]} is more than any two images differ by in norm {self.attacks[0].norm}: at "
                 f"most {widest:g}"
             )
-        held = len(self.train.data.load(self.split))
-        if self.examples is not None and self.examples > held:
-            raise ValueError(f"examples is {self.examples}, but the {self.split} split holds {held}")
+        count_of(self.train.data, self.split, self.examples)
         network = without_weights(self.train.architecture, signature)
         with at_path("attacks"):
             self.evaluation("last")

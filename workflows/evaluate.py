@@ -25,7 +25,7 @@ from tasks.training.imported import ImportWeights
 from workflows import Workflow
 from workflows.evaluation_report import report_on
 from workflows.report import Report
-from workflows.subjects import Model, Name, StoredStep, Subject, at_path, subject_of, without_weights
+from workflows.subjects import Model, Name, StoredStep, Subject, at_path, count_of, subject_of, without_weights
 
 Epsilon = Annotated[float, Field(gt=0)]
 
@@ -113,7 +113,7 @@ class EvaluateModels(Workflow):
                 continue
             with at_path(f"models.{name}"):
                 network = without_weights(model.architecture, model.data.signature())
-                self.count(model.data)
+                count_of(model.data, self.split, self.examples)
                 if isinstance(model, ImportWeights):
                     model.check()
                 else:
@@ -147,7 +147,7 @@ class EvaluateModels(Workflow):
         with at_path(f"attacks on {name}"):
             whole = self.evaluation(name, data, subjects[name].architecture, architectures)
         shards = {}
-        for shard, first in enumerate(range(0, self.count(data), self.shard_size)):
+        for shard, first in enumerate(range(0, count_of(data, self.split, self.examples), self.shard_size)):
             stretch = whole.model_copy(update={"first": first, "count": self.shard_size})
             shards[f"shard{shard:04d}"] = flow.at(shard=shard).step(stretch, trained=trained, **handles)
         merge = MergeOutcomes(attacks=whole.attacks, classes=data.signature().classes, votes=self.votes)
@@ -236,17 +236,6 @@ class EvaluateModels(Workflow):
                 "gpus": self.gpus,
             }
         )
-
-    def count(self, data: Dataset) -> int:
-        """How many examples are measured.
-
-        Raises:
-            ValueError: the split has fewer.
-        """
-        held = len(data.load(self.split))
-        if self.examples is not None and self.examples > held:
-            raise ValueError(f"examples is {self.examples}, but the {self.split} split holds {held}")
-        return self.examples or held
 
     def report(self, finished: Sequence[Finished]) -> Report:
         """Robust accuracy over epsilon for each model, with what stands behind the figures."""

@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from cluster.flow import Flow, Handle
 from cluster.runs import Finished
 from tasks.attacks import Attack
-from tasks.attacks.transfer import Transfer
 from tasks.component import kind_of
 from tasks.measuring.evaluate import Evaluate
 from tasks.pruning.prune import Prune
@@ -20,7 +19,7 @@ from tasks.seeds import seed_of
 from tasks.training.train import Train
 from workflows.chain import Chain, Ticket
 from workflows.report import Curve, Report
-from workflows.subjects import at_path, without_weights
+from workflows.subjects import at_path, count_of, require_no_transfer, without_weights
 
 Control = Literal["reinit", "shuffled"]
 
@@ -50,20 +49,13 @@ class IMP(Chain):
 
     @model_validator(mode="after")
     def _has_no_surrogates(self) -> Self:
-        for place, attack in enumerate(self.attacks):
-            if isinstance(attack, Transfer):
-                raise ValueError(
-                    f"attacks.{place}: a transfer takes images from another network, and here is none: measure "
-                    "the trained steps with the recipe `evaluate`"
-                )
+        require_no_transfer(self.attacks)
         return self
 
     def check(self) -> None:
         """Checks the chain, and compares attacks with the network and examples with the data."""
         self.check_chain(self.train)
-        held = len(self.train.data.load("test"))
-        if self.examples is not None and self.examples > held:
-            raise ValueError(f"examples is {self.examples}, but the test split holds {held}")
+        count_of(self.train.data, "test", self.examples)
         with at_path("attacks"):
             self.measurement()
             network = without_weights(self.train.architecture, self.train.data.signature())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,8 +14,10 @@ from torch import nn
 
 from cluster.flow import Flow, Handle
 from cluster.ledger import Published
+from tasks.attacks import Attack
+from tasks.attacks.transfer import Transfer
 from tasks.component import Component, kind_of
-from tasks.data import Dataset, Signature
+from tasks.data import Dataset, Signature, Split
 from tasks.measuring.subject import FILES
 from tasks.models import Architecture
 from tasks.training.imported import ImportWeights
@@ -110,6 +112,32 @@ def without_weights(architecture: Architecture, data: Signature) -> nn.Module:
     """
     with torch.device("meta"):
         return architecture.build(data)
+
+
+def count_of(data: Dataset, split: Split, examples: int | None) -> int:
+    """How many examples of a split are measured, all unless said.
+
+    Raises:
+        ValueError: the split has fewer.
+    """
+    held = len(data.load(split))
+    if examples is not None and examples > held:
+        raise ValueError(f"examples is {examples}, but the {split} split holds {held}")
+    return examples or held
+
+
+def require_no_transfer(attacks: Sequence[Attack]) -> None:
+    """Refuses attacks that need another network, where there is none.
+
+    Raises:
+        ValueError: one does.
+    """
+    for place, attack in enumerate(attacks):
+        if isinstance(attack, Transfer):
+            raise ValueError(
+                f"attacks.{place}: a transfer takes images from another network, and here is none: measure the "
+                "trained steps with the recipe `evaluate`"
+            )
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from difflib import get_close_matches
 from typing import Any, Literal, Self
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from tasks.attacks import Attack
 from tasks.attacks.draws import Draws
 from tasks.component import kind_of
+from tasks.models.modules import modules_called
 
 
 class BPDA(Attack):
@@ -59,7 +59,7 @@ class BPDA(Attack):
         Raises:
             ValueError: the network has no module of such a name, or the attack inside cannot attack it.
         """
-        _modules(model, self.through)
+        modules_called(self.through, model, "through")
         self.attack.check_model(model)
 
     def fallbacks(self, classes: int) -> Iterator[str]:
@@ -90,28 +90,9 @@ def straight_through(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]
         ValueError: the network has no module of such a name, or a module changes its input in place, or its shape.
     """
     with ExitStack() as hooks:
-        for module in _modules(model, names):
+        for module in modules_called(names, model, "through").values():
             hooks.callback(module.register_forward_hook(_as_identity).remove)
         yield
-
-
-def _modules(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
-    """Those of these names, each once.
-
-    Raises:
-        ValueError: there is none of some name.
-    """
-    modules = {path: module for path, module in model.named_modules() if path}
-    found: dict[str, nn.Module] = {}
-    for name in names:
-        here = {path: module for path, module in modules.items() if path == name or path.endswith(f".{name}")}
-        if not here:
-            known = [*modules, *(path.rpartition(".")[2] for path in modules)]
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
-            raise ValueError(f"through: the network has no module '{name}'; {hint}it has {', '.join(modules)}")
-        found |= here
-    return list(found.values())
 
 
 def _as_identity(module: nn.Module, given: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from tasks.data import Signature
 from tasks.models import Architecture
+from tasks.models.modules import modules_called
 
 NAME = "rounding"
 """Of the module that rounds, below the one whose outputs it rounds: what `bpda` may go `through`."""
@@ -43,7 +43,7 @@ class Quantised(Architecture):
             ValueError: the network has no module of such a name, one is rounded already, or the images do not fit it.
         """
         network = self.base.build(data)
-        for path, layer in _modules(network, self.after).items():
+        for path, layer in modules_called(self.after, network, "after").items():
             if NAME in dict(layer.named_children()):
                 raise ValueError(f"after: the outputs of '{path}' are rounded already")
             layer.add_module(NAME, Rounding(self.step, self.gradient == "straight-through"))
@@ -102,21 +102,3 @@ def _rounded(layer: nn.Module, given: tuple[Any, ...], output: torch.Tensor) -> 
     """A hook, and no closure: in a copy of the network it calls the module of the copy."""
     rounded: torch.Tensor = layer.get_submodule(NAME)(output)
     return rounded
-
-
-def _modules(network: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
-    """Those of these names by their paths, each once.
-
-    Raises:
-        ValueError: there is none of some name.
-    """
-    modules = {path: module for path, module in network.named_modules() if path}
-    found: dict[str, nn.Module] = {}
-    for name in names:
-        here = {path: module for path, module in modules.items() if path == name or path.endswith(f".{name}")}
-        if not here:
-            close = get_close_matches(name, [*modules, *(path.rpartition(".")[2] for path in modules)], n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
-            raise ValueError(f"after: the network has no module '{name}'; {hint}it has {', '.join(modules)}")
-        found |= here
-    return found

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from pydantic import Field, model_validator
 from torch import nn
+from torch.nn import functional as F
 
 from tasks.attacks.ascent import ascend, cross_entropy_gradient, evaluating
 from tasks.attacks.ball import Norm, ball, require_radius, unit
@@ -16,6 +17,9 @@ from tasks.component import kind_of
 from tasks.data import Signature
 from tasks.moment import Moment
 from tasks.objectives import Objective
+
+START_NOISE = 1e-3
+"""Standard deviation of the noise of a start next to the image."""
 
 
 class Attacked(NamedTuple):
@@ -98,8 +102,12 @@ class Adversarial(Objective):
         labels: torch.Tensor,
         moment: Moment,
     ) -> Attacked:
-        """The outer minimum: the loss on images (N, C, H, W) and their perturbed twins, in training mode."""
-        raise NotImplementedError
+        """The outer minimum: the loss on images (N, C, H, W) and their perturbed twins, in training mode.
+
+        The mean cross-entropy on the perturbed images, unless a member says otherwise.
+        """
+        logits = model(perturbed)
+        return Attacked(F.cross_entropy(logits, labels), logits)
 
     def radii(self, images: torch.Tensor, moment: Moment) -> float | torch.Tensor:
         """What the budget grants these images."""
@@ -138,6 +146,17 @@ class Iterated(Adversarial):
         """One for each step."""
         return self.steps
 
+    def perturb(
+        self,
+        model: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        epsilon: float | torch.Tensor,
+        moment: Moment,
+    ) -> torch.Tensor:
+        """The last iterate of an ascent on the cross-entropy from a random start, unless a member says otherwise."""
+        return self.ascent(model, images, labels, epsilon, self.random_start(images, epsilon, moment.generator))
+
     def ascent(
         self,
         model: nn.Module,
@@ -161,6 +180,12 @@ class Iterated(Adversarial):
         direction = unit(torch.empty_like(images).normal_(generator=generator))
         lengths = images.new_empty(len(images), 1, 1, 1).uniform_(generator=generator) ** (1 / images[0].numel())
         return direction.mul_(per_image(epsilon) * lengths).add_(images).clamp_(0, 1)
+
+
+def beside(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A start of attacks next to images (N, C, H, W), where losses that are flat at the images have a gradient."""
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    return (images + START_NOISE * noise).clamp_(0, 1)
 
 
 def random_change(images: torch.Tensor, epsilon: float | torch.Tensor, generator: torch.Generator) -> torch.Tensor:

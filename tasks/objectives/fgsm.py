@@ -7,12 +7,11 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn import functional as F
 
 from tasks.attacks.ascent import ascend, cross_entropy_gradient, evaluating
 from tasks.attacks.ball import Norm, ball
 from tasks.moment import Moment
-from tasks.objectives.adversarial import Adversarial, Attacked, per_image
+from tasks.objectives.adversarial import Adversarial, per_image
 
 
 class FGSM(Adversarial):
@@ -46,15 +45,3 @@ class FGSM(Adversarial):
         with evaluating(model):
             gradient_of = cross_entropy_gradient(model, labels)
             return ascend(gradient_of, images.clone(), ball("linf", images, epsilon), length, steps=1)
-
-    def outer(
-        self,
-        model: nn.Module,
-        images: torch.Tensor,
-        perturbed: torch.Tensor,
-        labels: torch.Tensor,
-        moment: Moment,
-    ) -> Attacked:
-        """The mean cross-entropy on perturbed images."""
-        logits = model(perturbed)
-        return Attacked(F.cross_entropy(logits, labels), logits)

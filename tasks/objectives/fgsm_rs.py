@@ -7,12 +7,11 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn import functional as F
 
 from tasks.attacks.ascent import cross_entropy_gradient, evaluating
 from tasks.attacks.ball import Norm
 from tasks.moment import Moment
-from tasks.objectives.adversarial import Adversarial, Attacked, per_image, random_change
+from tasks.objectives.adversarial import Adversarial, per_image, random_change
 
 
 class FGSMRS(Adversarial):
@@ -48,15 +47,3 @@ class FGSMRS(Adversarial):
         radius = per_image(epsilon)
         change.add_(gradient.sign() * (self.relative_step * radius)).clamp_(-radius, radius)
         return change.add_(images).clamp_(0, 1)
-
-    def outer(
-        self,
-        model: nn.Module,
-        images: torch.Tensor,
-        perturbed: torch.Tensor,
-        labels: torch.Tensor,
-        moment: Moment,
-    ) -> Attacked:
-        """The mean cross-entropy on perturbed images."""
-        logits = model(perturbed)
-        return Attacked(F.cross_entropy(logits, labels), logits)

@@ -7,12 +7,11 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn import functional as F
 
 from tasks.attacks.ball import Norm
 from tasks.data import Signature
 from tasks.moment import Moment
-from tasks.objectives.adversarial import Adversarial, Attacked, per_image
+from tasks.objectives.adversarial import Adversarial, per_image
 
 
 class Free(Adversarial):
@@ -73,15 +72,3 @@ class Free(Adversarial):
         perturbed = (images + change).clamp_(0, 1).requires_grad_()
         perturbed.register_hook(climb)  # type: ignore[no-untyped-call]
         return perturbed
-
-    def outer(
-        self,
-        model: nn.Module,
-        images: torch.Tensor,
-        perturbed: torch.Tensor,
-        labels: torch.Tensor,
-        moment: Moment,
-    ) -> Attacked:
-        """The mean cross-entropy on perturbed images."""
-        logits = model(perturbed)
-        return Attacked(F.cross_entropy(logits, labels), logits)

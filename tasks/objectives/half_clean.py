@@ -26,17 +26,6 @@ class HalfClean(Iterated):
         """One for each step of the attack, one for the images and one for their perturbed twins."""
         return self.steps + 2
 
-    def perturb(
-        self,
-        model: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        epsilon: float | torch.Tensor,
-        moment: Moment,
-    ) -> torch.Tensor:
-        """The last iterate from a random start."""
-        return self.ascent(model, images, labels, epsilon, self.random_start(images, epsilon, moment.generator))
-
     def outer(
         self,
         model: nn.Module,

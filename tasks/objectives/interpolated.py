@@ -56,17 +56,6 @@ class Interpolated(Iterated):
         """
         return self.steps + 2
 
-    def perturb(
-        self,
-        model: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        epsilon: float | torch.Tensor,
-        moment: Moment,
-    ) -> torch.Tensor:
-        """The last iterate from a random start, of unmixed images."""
-        return self.ascent(model, images, labels, epsilon, self.random_start(images, epsilon, moment.generator))
-
     def outer(
         self,
         model: nn.Module,

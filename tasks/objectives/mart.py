@@ -10,10 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.moment import Moment
-from tasks.objectives.adversarial import Attacked, Iterated
+from tasks.objectives.adversarial import Attacked, Iterated, beside
 
-START_NOISE = 1e-3
-"""Standard deviation of the attack's start around the image."""
 MARGIN = 1e-4
 """Added to the probability of all but the strongest wrong class, so that its logarithm stays above -9.3."""
 
@@ -44,8 +42,7 @@ class MART(Iterated):
         moment: Moment,
     ) -> torch.Tensor:
         """The last iterate from next to the image."""
-        noise = torch.randn(images.shape, generator=moment.generator, device=images.device)
-        return self.ascent(model, images, labels, epsilon, (images + START_NOISE * noise).clamp_(0, 1))
+        return self.ascent(model, images, labels, epsilon, beside(images, moment.generator))
 
     def outer(
         self,

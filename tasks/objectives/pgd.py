@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-from tasks.moment import Moment
-from tasks.objectives.adversarial import Attacked, Iterated
+from tasks.objectives.adversarial import Iterated
 
 
 class PGD(Iterated):
@@ -24,26 +19,3 @@ class PGD(Iterated):
     def passes(self) -> int:
         """One for each step of the attack and one for the loss."""
         return self.steps + 1
-
-    def perturb(
-        self,
-        model: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        epsilon: float | torch.Tensor,
-        moment: Moment,
-    ) -> torch.Tensor:
-        """The last iterate from a random start."""
-        return self.ascent(model, images, labels, epsilon, self.random_start(images, epsilon, moment.generator))
-
-    def outer(
-        self,
-        model: nn.Module,
-        images: torch.Tensor,
-        perturbed: torch.Tensor,
-        labels: torch.Tensor,
-        moment: Moment,
-    ) -> Attacked:
-        """The mean cross-entropy on perturbed images."""
-        logits = model(perturbed)
-        return Attacked(F.cross_entropy(logits, labels), logits)

@@ -12,10 +12,7 @@ from torch.nn import functional as F
 from tasks.attacks.ascent import Gradient, ascend, evaluating
 from tasks.attacks.ball import ball
 from tasks.moment import Moment
-from tasks.objectives.adversarial import Attacked, Iterated
-
-START_NOISE = 1e-3
-"""Standard deviation of the attack's start around the image, where the divergence has no gradient."""
+from tasks.objectives.adversarial import Attacked, Iterated, beside
 
 
 class TRADES(Iterated):
@@ -52,9 +49,8 @@ class TRADES(Iterated):
         moment: Moment,
     ) -> torch.Tensor:
         """The last iterate of an ascent on the divergence."""
-        noise = torch.randn(images.shape, generator=moment.generator, device=images.device)
+        start = beside(images, moment.generator)  # the divergence has no gradient at the images
         with evaluating(model):
-            start = (images + START_NOISE * noise).clamp_(0, 1)
             gradient_of = _divergence_gradient(model, images)
             return ascend(gradient_of, start, ball(self.norm, images, epsilon), self.step(epsilon), self.steps)
 
