@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from tasks.device import settle
+from tasks.training.validation import Trial
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +18,14 @@ def one_thread() -> Iterator[None]:
     settle(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Accuracies under attack that a training is to find, one after the other."""
+
+    def script(*accuracies: float) -> None:
+        left = iter(accuracies)
+        monkeypatch.setattr(Trial, "measure", lambda *_: (next(left), 10))
+
+    return script

@@ -27,8 +27,7 @@ from tasks.objectives.pgd import PGD
 from tasks.objectives.trades import TRADES
 from tasks.seeds import generator
 from tests.tasks.attack_toys import SmallNet, TwoFeatures, pixels
-from tests.tasks.test_training_resume import resumed
-from tests.tasks.training_toys import Watch, half_mask, toy, trained
+from tests.tasks.training_toys import Watch, half_mask, resumed, toy, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,7 +1,6 @@
 """The guard: what it notices, what it goes back to, and that an interruption changes nothing of it."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Literal
@@ -32,7 +31,7 @@ from tasks.training.robust_validation import RobustValidation
 from tasks.training.train import Train
 from tasks.training.validation import Score, Trial
 from tests.tasks.digits import DATA, right
-from tests.tasks.training_toys import Finished, Interrupted, Tiny, Watch, half_mask, toy, trained
+from tests.tasks.training_toys import Finished, Tiny, Watch, half_mask, history, resumed, toy, trained
 
 OBJECTIVE = PGD(epsilon=0.05, steps=2)
 
@@ -54,21 +53,6 @@ TURNCOAT: dict[str, Any] = {
     "guard": Guard(every=4, attack=Attack(steps=3)),
 }
 """A training of 24 steps that collapses after the fourteenth."""
-
-
-def history(step: Finished) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in step.read("history.jsonl").splitlines()]
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Accuracies under attack to be found one after the other."""
-
-    def script(*accuracies: float) -> None:
-        left: Iterator[float] = iter(accuracies)
-        monkeypatch.setattr(Trial, "measure", lambda *_: (next(left), 10))
-
-    return script
 
 
 def test_a_collapse_ends_the_training_with_the_network_of_the_best_look(scripted: Callable[..., None]):
@@ -167,18 +151,6 @@ def test_the_best_network_is_not_from_after_the_collapse_began(
     monkeypatch.undo()
     there = trained(toy(objective=OBJECTIVE, epochs=4, stop_at=6))
     assert step.read("best.safetensors") == there.read("weights.safetensors")
-
-
-def resumed(task: Train, interruptions: list[int], inputs: dict[str, Any]) -> Result:
-    """The result after the worker went away at these numbers of saves, its global generators elsewhere each time."""
-    state = None
-    for saves in interruptions:
-        torch.manual_seed(saves)
-        watch = Watch(state, saves)
-        with pytest.raises(Interrupted):
-            task.run(watch, **inputs)
-        state = watch.state
-    return task.run(Watch(state), **inputs)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ from tasks.objectives.free import Free
 from tasks.objectives.grad_align import GradAlign
 from tasks.optimizers.sgd import SGD
 from tasks.seeds import generator
-from tests.tasks.test_training_resume import resumed
-from tests.tasks.training_toys import Tiny, Watch, half_mask, toy, trained
+from tests.tasks.training_toys import Tiny, Watch, half_mask, resumed, toy, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -30,8 +30,7 @@ from tasks.pruning.prune import Prune
 from tasks.training.guard import Guard
 from tasks.training.robust_validation import RobustValidation
 from tasks.training.train import Train
-from tests.tasks.test_training_resume import resumed
-from tests.tasks.training_toys import Finished, Tiny, Watch, toy, trained
+from tests.tasks.training_toys import Finished, Tiny, Watch, resumed, toy, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,8 +19,7 @@ from tasks.objectives.interpolated import Interpolated, symmetric_beta
 from tasks.objectives.mart import MART
 from tasks.objectives.pgd import PGD
 from tasks.seeds import generator
-from tests.tasks.test_training_resume import resumed
-from tests.tasks.training_toys import Tiny, Watch, half_mask, toy, trained
+from tests.tasks.training_toys import Tiny, Watch, half_mask, resumed, toy, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,7 +1,6 @@
 """Robust validation: what it measures, what it chooses, when it stops, and that it changes nothing else."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,25 +23,10 @@ from tasks.training import validation
 from tasks.training.guard import Guard
 from tasks.training.robust_validation import RobustValidation
 from tasks.training.validation import Trial
-from tests.tasks.training_toys import Blobs, Finished, Tiny, Watch, half_mask, toy, trained
+from tests.tasks.training_toys import Blobs, Tiny, Watch, half_mask, history, toy, trained
 
 OBJECTIVE = PGD(epsilon=0.05, steps=2)
 CPU = torch.device("cpu")
-
-
-def history(step: Finished) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in step.read("history.jsonl").splitlines()]
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Robust accuracies to be found one after the other."""
-
-    def script(*accuracies: float) -> None:
-        left: Iterator[float] = iter(accuracies)
-        monkeypatch.setattr(Trial, "measure", lambda *_: (next(left), 10))
-
-    return script
 
 
 def test_the_best_network_is_the_most_robust_and_the_earliest_of_equals(scripted: Callable[..., None]):

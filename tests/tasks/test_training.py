@@ -25,16 +25,24 @@ from tasks.schedules.step import Step
 from tasks.training.loop import Diverged
 from tasks.training.train import Train
 from tasks.training.validation import Score, validate
-from tests.tasks.training_toys import BATCHES, Blobs, Finished, Loud, Tiny, Watch, Witness, half_mask, toy, trained
+from tests.tasks.training_toys import (
+    BATCHES,
+    Blobs,
+    Finished,
+    Loud,
+    Tiny,
+    Watch,
+    Witness,
+    half_mask,
+    history,
+    toy,
+    trained,
+)
 
 
 @pytest.fixture(autouse=True)
 def _forget():
     Witness.seen.clear()
-
-
-def history(step: Finished) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in step.read("history.jsonl").splitlines()]
 
 
 def same(left: Finished, right: Finished) -> bool:

@@ -20,26 +20,11 @@ from tasks.optimizers.adam import Adam
 from tasks.optimizers.adamw import AdamW
 from tasks.optimizers.sgd import SGD
 from tasks.schedules.one_cycle import OneCycle
-from tasks.task import Result
 from tasks.training import checkpoint
-from tasks.training.train import Train
-from tests.tasks.training_toys import Finished, Interrupted, Loud, Tiny, Watch, half_mask, toy, trained
+from tests.tasks.training_toys import Finished, Interrupted, Loud, Tiny, Watch, half_mask, resumed, toy, trained
 
 SGD_MOMENTUM = SGD(learning_rate=0.05, momentum=0.9, weight_decay=1e-3)
 QUIET = SGD(learning_rate=0.0025, momentum=0.9)
-
-
-def resumed(task: Train, interruptions: list[int], inputs: dict[str, Any]) -> Result:
-    """The result after the worker went away at these numbers of saves, its global generators elsewhere each time."""
-    state = None
-    for saves in interruptions:
-        torch.manual_seed(saves)
-        watch = Watch(state, saves)
-        with pytest.raises(Interrupted):
-            task.run(watch, **inputs)
-        state = watch.state
-    torch.manual_seed(99)
-    return task.run(Watch(state), **inputs)
 
 
 @pytest.mark.parametrize(

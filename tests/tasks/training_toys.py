@@ -1,8 +1,10 @@
 """A data set, a network and contexts so small that a whole training takes milliseconds."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import pytest
 import torch
 from torch import nn
 
@@ -148,6 +150,24 @@ def trained(task: Train, **inputs: Any) -> Finished:
     """The finished step of a task."""
     result: Result = task.run(Watch(), **inputs)
     return Finished(result.metrics, result.files)
+
+
+def history(step: Finished) -> list[dict[str, Any]]:
+    """An entry for each epoch of a training."""
+    return [json.loads(line) for line in step.read("history.jsonl").splitlines()]
+
+
+def resumed(task: Train, interruptions: list[int], inputs: dict[str, Any]) -> Result:
+    """The result after the worker went away at these numbers of saves, its global generators elsewhere each time."""
+    state = None
+    for saves in interruptions:
+        torch.manual_seed(saves)
+        watch = Watch(state, saves)
+        with pytest.raises(Interrupted):
+            task.run(watch, **inputs)
+        state = watch.state
+    torch.manual_seed(99)
+    return task.run(Watch(state), **inputs)
 
 
 def half_mask(step: Finished) -> Finished:
