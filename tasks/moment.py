@@ -25,6 +25,8 @@ class Moment:
     """What `Objective.memory` made, as the steps before have left it; its buffers are changed in place."""
     kept: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """The mask, bool tensors by parameter name on the device of the weights; empty if the network is dense."""
+    teacher: nn.Module | None = None
+    """A trained network in evaluation mode, its weights without gradients; for an objective that is `taught`."""
 
     @property
     def progress(self) -> float:

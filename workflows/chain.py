@@ -60,6 +60,8 @@ class Chain(Workflow):
         lengths = sum(length is not None for length in (self.levels, self.sparsity))
         if self.prune is not None and lengths != 1:
             raise ValueError("give either levels or sparsity")
+        if self.prune is not None and self.prune.density is not None and self.sparsity is not None:
+            raise ValueError("prune.density says how far to prune: give levels, the number of equal shares to do it in")
         if self.prune is None and lengths:
             raise ValueError("levels and sparsity need prune, which says what a level removes")
         return self
@@ -97,15 +99,24 @@ class Chain(Workflow):
             network = without_weights(train.architecture, train.data.signature())
         if self.prune is None:
             return
-        sizes = {name: kernel.numel() for name, kernel in prunable(network).items()}
-        total, spared = sum(sizes.values()), sizes[output_layer(network)]
+        shapes = {name: kernel.shape for name, kernel in prunable(network).items()}
+        sizes = {name: shape.numel() for name, shape in shapes.items()}
+        total, output_name = sum(sizes.values()), output_layer(network)
+        if self.prune.density is not None:
+            with at_path("prune"):
+                for level in range(1, (self.levels or 1) + 1):
+                    quotas = self.pruning(train, level).quotas(shapes, sizes, output_name)
+                    spared = sizes[output_name] if self.prune.output_layer == "exclude" else 0
+                    yield (sum(stay for _, stay in quotas) + spared) / total
+            return
+        spared = sizes[output_name]
         own = self.prune.output_layer != "include"
         ranked, output = (total - spared, spared) if own else (total, 0)
-        level = 0
+        level, fraction = 0, self.prune.fraction or 0
         while self._goes_on(level, density := (ranked + output) / total):
             if self.prune.output_layer == "half":
-                output = survivors(output, self.prune.fraction / 2)
-            fewer = survivors(ranked, self.prune.fraction)
+                output = survivors(output, fraction / 2)
+            fewer = survivors(ranked, fraction)
             if fewer == ranked or fewer == 0:
                 wanted = f"sparsity {self.sparsity}" if self.sparsity else f"level {self.levels}"
                 raise ValueError(
@@ -126,8 +137,16 @@ class Chain(Workflow):
             yield Ticket(here, level, train, start, mask, trained)
             if self.retraining != "rewind":
                 start, train = trained, self._retrained(train)
-            if self.prune is not None and level < depth:
-                mask = here.step(self.prune, trained=trained, mask=mask)
+            if level < depth:
+                mask = here.step(self.pruning(train, level + 1), trained=trained, mask=mask)
+
+    def pruning(self, train: Train, level: int) -> Prune:
+        """What one level removes; on the way to a density every level leaves the same share of what it finds."""
+        assert self.prune is not None  # there are no levels without it
+        prune = self.prune.beside(train.data, train.architecture)
+        if prune.density is None or self.levels is None:
+            return prune
+        return prune.model_copy(update={"density": prune.density ** (level / self.levels)})
 
     def _goes_on(self, level: int, density: float) -> bool:
         return level < self.levels if self.levels is not None else density > 1 - (self.sparsity or 0)

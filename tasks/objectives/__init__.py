@@ -32,6 +32,11 @@ class Objective(Component):
         return False
 
     @property
+    def taught(self) -> bool:
+        """Whether it learns from another network, `Moment.teacher`."""
+        return False
+
+    @property
     def grows(self) -> bool:
         """Whether the radius of its attack begins small in every training."""
         return False

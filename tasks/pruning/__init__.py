@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 
 from tasks.component import Component
-from tasks.pruning.mask import Mask
+from tasks.pruning.candidate import Candidate
 
 
 class Saliency(Component):
     """How much each weight matters."""
 
-    def score(
-        self, weights: Mapping[str, torch.Tensor], mask: Mask, generator: torch.Generator
-    ) -> dict[str, torch.Tensor]:
-        """A score for every weight under the mask, in the weights' shapes: the lowest are pruned first.
+    sees: ClassVar[Literal["weights", "network", "data"]] = "weights"
+    """What it looks at: the kernels alone, the network around them too, or training examples as well."""
+
+    rounds: ClassVar[int] = 1
+    """Into how many rounds a pruning is divided, each with scores of its own, unless the pruning says otherwise."""
+
+    def score(self, network: Candidate) -> dict[str, torch.Tensor]:
+        """A score for every weight, in the shapes of the weights: the lowest are pruned first.
 
         Args:
-            weights: the prunable kernels by name.
-            mask: what is still kept; scores of pruned positions are ignored.
-            generator: the only source of randomness, on the CPU.
+            network: what is to be pruned, and how much of it is left.
         """
         raise NotImplementedError
+
+    def sample_steps(self, network: Candidate) -> int:
+        """What one scoring costs: training examples times forward-and-backward passes."""
+        return 0

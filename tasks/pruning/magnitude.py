@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 
 from tasks.pruning import Saliency
-from tasks.pruning.mask import Mask
+from tasks.pruning.candidate import Candidate
 
 
 class Magnitude(Saliency):
@@ -16,8 +15,6 @@ class Magnitude(Saliency):
 
     kind: Literal["magnitude"] = "magnitude"
 
-    def score(
-        self, weights: Mapping[str, torch.Tensor], mask: Mask, generator: torch.Generator
-    ) -> dict[str, torch.Tensor]:
+    def score(self, network: Candidate) -> dict[str, torch.Tensor]:
         """|w| for every weight."""
-        return {name: weight.abs() for name, weight in weights.items()}
+        return {name: weight.abs() for name, weight in network.weights.items()}

@@ -236,9 +236,18 @@ class Enforcer:
     """
 
     def __init__(self, mask: Mask, model: nn.Module, optimizer: optim.Optimizer) -> None:
-        weights = prunable(model)
-        mask.require_fit(weights)
+        self._model = model
         self._optimizer = optimizer
+        self.renew(mask)
+
+    def renew(self, mask: Mask) -> None:
+        """From now on keeps another mask.
+
+        Raises:
+            ValueError: the model's prunable kernels are not those of the mask.
+        """
+        weights = prunable(self._model)
+        mask.require_fit(weights)
         self.kept = {name: mask[name].to(weights[name].device) for name in mask}
         """The mask by parameter name, on the device of the weights."""
         self._weights = [(weights[name], mask[name]) for name in mask]

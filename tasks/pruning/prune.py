@@ -1,18 +1,31 @@
-"""Pruning: from trained weights and their mask to the next, sparser mask."""
+"""Pruning: from weights and their mask to the next, sparser mask."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, Self
 
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
+from torch import Size, nn
 
-from tasks.models.weights import load_weights
+from tasks.component import kind_of
+from tasks.data import Dataset
+from tasks.device import device_of, settle
+from tasks.models import Architecture
+from tasks.models.initialise import initialise
+from tasks.models.weights import load_weights, restore
 from tasks.pruning import Saliency
+from tasks.pruning.candidate import Candidate
+from tasks.pruning.densities import apportioned, erdos_renyi_kernel
 from tasks.pruning.magnitude import Magnitude
 from tasks.pruning.mask import Mask
-from tasks.seeds import generator
+from tasks.seeds import generator, seed_of
 from tasks.task import Context, Result, Stored, Task
+from tasks.training.loop import layers_seeded_apart
+
+Quotas = list[tuple[tuple[str, ...], int]]
+"""Kernels that are ranked together, and how many weights they keep."""
 
 
 def survivors(kept: int, fraction: float) -> int:
@@ -21,67 +34,175 @@ def survivors(kept: int, fraction: float) -> int:
 
 
 class Prune(Task):
-    """One round of pruning: removes the weights that matter least (Frankle & Carbin 2019, section 2).
+    """Pruning by saliency: removes the weights that matter least (Han et al. 2015; Frankle & Carbin 2019, section 2).
 
-    Takes `trained` (`weights.safetensors`) and, from the second round on, `mask` (`mask.safetensors`); yields
-    `mask.safetensors`, nested in the given one. Counts are exact: of n candidates round(fraction * n) go, halves to the
-    even number. The candidates that are counted are the ones that are ranked, so a spared output layer adds nothing to
-    the quota of the others. One-shot pruning is one round with a large fraction.
+    Takes `trained` (`weights.safetensors`; initial weights if that training stopped at step 0) and, if it has one,
+    `mask` (`mask.safetensors`); yields `mask.safetensors`, nested in the given one. Counts are exact: of n candidates
+    round(fraction * n) go, halves to the even number. The candidates that are counted are the ones that are ranked, so
+    a spared output layer adds nothing to the quota of the others.
     """
 
     kind: Literal["prune"] = "prune"
     saliency: Saliency = Magnitude()
     """What ranks the weights."""
-    scope: Literal["global", "layerwise"] = "global"
-    """Rank all candidates together, or remove the same share of every layer."""
-    fraction: float = Field(gt=0, lt=1)
+    scope: Literal["global", "layerwise", "uniform", "erk"] = "global"
+    """Rank all candidates together; or remove the same share of what every layer has left; or leave every layer the
+    same density; or the densities of the Erdős-Rényi kernel, higher in small layers (Evci et al. 2020)."""
+    fraction: float | None = Field(default=None, gt=0, lt=1)
     """Share of the weights still kept that is removed."""
+    density: float | None = Field(default=None, gt=0, lt=1)
+    """Instead of `fraction`: share of all prunable weights, the output layer's included, that is kept."""
     output_layer: Literal["include", "half", "exclude"] = "include"
     """Like any other layer; half the fraction, ranked by itself (Frankle & Carbin 2019, section 2); or spared."""
+    rounds: int | None = Field(default=None, ge=1)
+    """Prune in so many rounds of equal shares, with new scores for each (Tanaka et al. 2020); as the saliency does
+    unless given."""
     seed: int = Field(default=0, ge=0)
-    """Of a random saliency."""
+    """Of a random saliency, and of ties and examples that are drawn."""
+    data: Dataset | None = None
+    """What the network learns; only for a saliency that sees it."""
+    architecture: Architecture | None = None
+    """The network that the weights belong to; only for a saliency that sees it."""
+
+    @model_validator(mode="after")
+    def _has_one_quota(self) -> Self:
+        if (self.fraction is None) == (self.density is None):
+            raise ValueError("give either fraction or density")
+        if self.output_layer == "half" and self.fraction is None:
+            raise ValueError("output_layer: half is half of a fraction; with density give include or exclude")
+        return self
+
+    def beside(self, data: Dataset, architecture: Architecture) -> Self:
+        """The same pruning, told of the network and its data if its saliency looks at them.
+
+        What it does not look at stays out, and so out of its identity.
+        """
+        sees = self.saliency.sees
+        return self.model_copy(
+            update={
+                "data": None if sees == "weights" else data,
+                "architecture": None if sees == "weights" else architecture,
+            }
+        )
 
     def run(self, context: Context, **inputs: Stored) -> Result:
-        """The sparser mask.
+        """The sparser mask; `sample_steps` are among its metrics if scoring needed examples.
 
         Raises:
             ValueError: mask and weights do not fit, pruned weights are alive, scores are not finite, nothing would be
-                removed, or a layer would be left empty.
+                removed, a layer would be left empty or has fewer weights left than it should keep, or `data` or
+                `architecture` are missing.
         """
+        settle(self.threads)
         weights = load_weights(inputs["trained"].read("weights.safetensors"))
         kernels = weights.kernels()
         before = (
             Mask.from_bytes(inputs["mask"].read("mask.safetensors")) if "mask" in inputs else Mask.ones_like(kernels)
         )
         before.audit_weights(kernels)
-        scores = self.saliency.score(kernels, before, generator(self.seed, "prune"))
-        kept = dict(before)
-        for names, fraction in self._groups(before, weights.output_layer):
-            candidates = Mask({name: before[name] for name in names})
-            stay = survivors(candidates.nnz, fraction)
-            kept.update(candidates.top({name: scores[name] for name in names}, stay))
-        after = Mask(kept)
-        self._check(before, after)
-        return Result(metrics=after.summary(), files={"mask.safetensors": after.to_bytes()})
+        shapes = {name: kernel.shape for name, kernel in kernels.items()}
+        quotas = self.quotas(shapes, before.layer_nnz, weights.output_layer)
+        model = self._built(inputs["trained"])
+        examples = self.data.load("train") if self.data is not None and self.saliency.sees == "data" else None
+        rounds, mask, cost = self.rounds or self.saliency.rounds, before, 0
+        chance = generator(self.seed, "prune")
+        for each in range(1, rounds + 1):
+            if model is not None:
+                mask.apply_(model)
+            alive = {name: kernel.masked_fill(~mask[name], 0) for name, kernel in kernels.items()}
+            candidate = Candidate(alive, mask, chance, model, examples)
+            with layers_seeded_apart(device_of(self.gpus)):
+                torch.manual_seed(seed_of(self.seed, "layers", each))
+                scores = self.saliency.score(candidate)
+            cost += self.saliency.sample_steps(candidate)
+            mask = _pruned(mask, scores, quotas, before, each / rounds)
+            context.progress(each, rounds)
+        self._check(before, mask)
+        return Result(
+            metrics=mask.summary() | ({"sample_steps": cost} if cost else {}),
+            files={"mask.safetensors": mask.to_bytes()},
+        )
 
-    def _groups(self, mask: Mask, output: str) -> Iterator[tuple[list[str], float]]:
-        """Which layers are ranked together, and the share of them to remove."""
-        together = [name for name in mask if self.output_layer == "include" or name != output]
-        if self.scope == "layerwise":
-            yield from (([name], self.fraction) for name in together)
-        elif together:
-            yield together, self.fraction
-        if self.output_layer == "half":
-            yield [output], self.fraction / 2
+    def quotas(self, shapes: Mapping[str, Size], kept: Mapping[str, int], output: str) -> Quotas:
+        """Which kernels are ranked together, and how many weights they keep in the end.
+
+        Args:
+            shapes: of the prunable kernels.
+            kept: how many weights each has left.
+            output: the kernel that yields the logits.
+
+        Raises:
+            ValueError: a layer has fewer weights left than it should keep, or the spared layer leaves none to the rest.
+        """
+        names = tuple(name for name in sorted(kept) if self.output_layer == "include" or name != output)
+        if not names:
+            return []
+        left = sum(kept[name] for name in names)
+        spared = [((output,), survivors(kept[output], (self.fraction or 0) / 2))] if self.output_layer == "half" else []
+        if self.fraction is not None and self.scope == "layerwise":
+            return [*(((name,), survivors(kept[name], self.fraction)) for name in names), *spared]
+        keep = self._kept_of(left, kept[output], sum(shape.numel() for shape in shapes.values()))
+        if self.scope == "global":
+            return [(names, keep), *spared]
+        counts = self._shared_out({name: shapes[name] for name in names}, kept, keep)
+        for name, count in counts.items():
+            if count > kept[name]:
+                raise ValueError(f"{self._quota()} keeps {count} weights of '{name}', which has {kept[name]} left")
+        return [*(((name,), count) for name, count in counts.items()), *spared]
+
+    def _kept_of(self, left: int, output: int, total: int) -> int:
+        """How many of the weights that are left in the ranked layers stay."""
+        if self.fraction is not None:
+            return survivors(left, self.fraction)
+        keep = round((self.density or 0) * total) - (output if self.output_layer == "exclude" else 0)
+        if keep <= 0:
+            raise ValueError(
+                f"density {self.density} of {total} weights is {round((self.density or 0) * total)}, and the output "
+                f"layer, which is spared, has {output}: nothing is left for the others"
+            )
+        if keep > left:
+            raise ValueError(f"density {self.density} is more than is left: {left} of {total} weights")
+        return keep
+
+    def _shared_out(self, shapes: Mapping[str, Size], kept: Mapping[str, int], keep: int) -> dict[str, int]:
+        if self.scope == "erk":
+            return erdos_renyi_kernel(shapes, keep)
+        sizes = {name: shape.numel() for name, shape in shapes.items()}
+        shares = {name: kept[name] for name in shapes} if self.scope == "layerwise" else sizes
+        return apportioned({name: float(share) for name, share in shares.items()}, keep, sizes)
+
+    def _built(self, trained: Stored) -> nn.Module | None:
+        """The network with these weights, if the saliency looks at it."""
+        if self.saliency.sees == "weights":
+            return None
+        if self.architecture is None or self.data is None:
+            raise ValueError(
+                f"saliency {kind_of(type(self.saliency))} looks at the network: give data and architecture"
+            )
+        model = initialise(self.architecture, self.data.signature(), 0)
+        restore(model, trained.read("weights.safetensors"))
+        return model.to(device_of(self.gpus)).eval()
+
+    def _quota(self) -> str:
+        return f"fraction {self.fraction}" if self.fraction is not None else f"density {self.density}"
 
     def _check(self, before: Mask, after: Mask) -> None:
         if after.nnz == before.nnz:
-            raise ValueError(
-                f"fraction {self.fraction} of the {before.nnz} weights left of {before.total} removes none"
-            )
+            raise ValueError(f"{self._quota()} of the {before.nnz} weights left of {before.total} removes none")
         for name, kept in after.layer_nnz.items():
             if not kept:
                 raise ValueError(
-                    f"fraction {self.fraction} leaves none of the {before.layer_nnz[name]} weights of '{name}': "
+                    f"{self._quota()} leaves none of the {before.layer_nnz[name]} weights of '{name}': "
                     f"{after.nnz} of {after.total} weights would stay; prune less or spare the layer"
                 )
+
+
+def _pruned(mask: Mask, scores: Mapping[str, torch.Tensor], quotas: Quotas, before: Mask, progress: float) -> Mask:
+    """The mask after this share of the rounds: the count falls by the same factor in each."""
+    kept = dict(mask)
+    for names, stay in quotas:
+        candidates = Mask({name: mask[name] for name in names})
+        begin = sum(before.layer_nnz[name] for name in names)
+        keep = stay if progress == 1 else max(stay, round(begin * (stay / begin) ** progress)) if begin else 0
+        kept.update(candidates.top({name: scores[name] for name in names}, min(keep, candidates.nnz)))
+    return Mask(kept)

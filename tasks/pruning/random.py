@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 
 from tasks.pruning import Saliency
-from tasks.pruning.mask import Mask
+from tasks.pruning.candidate import Candidate
 
 
 class Random(Saliency):
@@ -16,9 +15,10 @@ class Random(Saliency):
 
     kind: Literal["random"] = "random"
 
-    def score(
-        self, weights: Mapping[str, torch.Tensor], mask: Mask, generator: torch.Generator
-    ) -> dict[str, torch.Tensor]:
+    def score(self, network: Candidate) -> dict[str, torch.Tensor]:
         """Uniform scores in [0, 1), drawn kernel by kernel in the mask's order."""
         # Double, because 24 random bits repeat within a large network and ties would favour its first kernels.
-        return {name: torch.rand(weights[name].shape, dtype=torch.float64, generator=generator) for name in mask}
+        return {
+            name: torch.rand(network.weights[name].shape, dtype=torch.float64, generator=network.generator)
+            for name in network.mask
+        }

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn, optim
 
-FORMAT = 3
+from tasks.pruning.mask import Mask
+
+FORMAT = 4
 """Rises when `unpack` can no longer read what an older `pack` wrote."""
 
 
@@ -62,6 +64,8 @@ class Progress:
     """Images that went through the network to find what it withstands."""
     stopped: dict[str, Any] | None = None
     """Why training ended early, if it did; no step follows."""
+    mask: Mask | None = None
+    """What a sparsifier has made of the mask that training began with."""
 
 
 def pack(
@@ -71,7 +75,7 @@ def pack(
     scaler: torch.amp.GradScaler,
     memory: nn.Module,
 ) -> bytes:
-    """The whole state of a training between two steps; `memory` is the objective's."""
+    """The whole state of a training between two steps; `memory` is the objective's and the sparsifier's."""
     good = progress.good
     state = {
         "format": FORMAT,
@@ -86,6 +90,7 @@ def pack(
         "good": good and {**_packed(good), "best": _packed(good.best)},
         "selection_steps": progress.selection_steps,
         "stopped": progress.stopped,
+        "mask": progress.mask and dict(progress.mask),
     }
     content = io.BytesIO()
     torch.save(state, content)
@@ -124,6 +129,7 @@ def unpack(
         good=good and Good(**{**_unpacked(good), "best": _best(good["best"])}),
         selection_steps=state["selection_steps"],
         stopped=state["stopped"],
+        mask=state["mask"] and Mask(state["mask"]),
     )
 
 

@@ -20,6 +20,7 @@ from tasks.data.batches import Batch, Loader
 from tasks.moment import Moment
 from tasks.objectives import Objective
 from tasks.pruning.mask import Enforcer
+from tasks.pruning.sparsifiers import Sparsifier
 from tasks.schedules import Schedule
 from tasks.seeds import seed_of
 from tasks.task import Context
@@ -53,6 +54,11 @@ class Loop:
     objective: Objective
     memory: nn.Module
     """The objective's."""
+    teacher: nn.Module | None
+    """What the objective learns from."""
+    sparsifier: Sparsifier | None
+    sparsity: nn.Module
+    """The memory of the sparsifier."""
     learning_rate: float
     schedule: Schedule
     steps: int
@@ -85,9 +91,14 @@ class Loop:
                 context.progress(progress.step - begin, stop - begin, f"epoch {self.epoch(progress.step)}")
             after_step(progress)
             if context.should_save():
-                context.save(pack(progress, self.model, self.optimizer, self.scaler, self.memory))
+                context.save(pack(progress, self.model, self.optimizer, self.scaler, self.memories))
             if progress.stopped is not None:
                 return
+
+    @property
+    def memories(self) -> nn.Module:
+        """What the objective and the sparsifier remember, together."""
+        return nn.ModuleDict({"objective": self.memory, "sparsifier": self.sparsity})
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -174,10 +185,13 @@ class Loop:
                 group["lr"] = rate
         noise.manual_seed(seed_of(self.seed, "noise", step))
         _seed_layers(seed_of(self.seed, "layers", step), self.device)
-        moment = Moment(noise, step, self.steps, rows, self.memory, self.enforcer.kept if self.enforcer else {})
+        kept = self.enforcer.kept if self.enforcer else {}
+        moment = Moment(noise, step, self.steps, rows, self.memory, kept, self.teacher)
         self.optimizer.zero_grad(set_to_none=True)
         with self._precision():
             loss = self.objective.loss(self.forward, images, labels, moment)
+        if self.sparsifier is not None and (penalty := self.sparsifier.penalty(self.model, self.sparsity)) is not None:
+            loss = loss + penalty
         torch.autograd.backward(self.scaler.scale(loss))
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from safetensors.torch import save
-from torch import nn
 
 from tasks.component import kind_of
-from tasks.data import Dataset, Examples
+from tasks.data import Dataset
 from tasks.data.augmentation import Augmentation
 from tasks.data.augmentation.none import Unchanged
-from tasks.data.batches import Loader
 from tasks.device import device_of, settle
 from tasks.models import Architecture
-from tasks.models.initialise import Initialiser, initialise
-from tasks.models.weights import load_tensors, restore, weights_to_bytes
+from tasks.models.initialise import Initialiser
 from tasks.objectives import Objective
 from tasks.objectives.standard import Standard
 from tasks.optimizers import Optimizer
-from tasks.pruning.mask import Enforcer, Mask
+from tasks.pruning.sparsifiers import Sparsifier
 from tasks.schedules import Schedule
 from tasks.schedules.constant import Constant
-from tasks.seeds import seed_of
 from tasks.task import Context, Result, Stored, Task
-from tasks.training.checkpoint import Best, Progress, unpack
 from tasks.training.guard import Guard
-from tasks.training.loop import Loop, compiled, layers_seeded_apart
+from tasks.training.loop import layers_seeded_apart
 from tasks.training.robust_validation import RobustValidation
-from tasks.training.slots import restore_slots, slots_to_bytes
-from tasks.training.validation import Trial, radius_of, validate
-
-SLOTS = "optimizer.safetensors"
-MEMORY = "memory.safetensors"
-HALF = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from tasks.training.run import Run
+from tasks.training.validation import radius_of
 
 
 class Train(Task):
@@ -87,6 +73,8 @@ class Train(Task):
     given."""
     guard: Guard | None = None
     """Stop and go back when robust accuracy on training data collapses; nothing watches unless given."""
+    sparsifier: Sparsifier | None = None
+    """What prunes the network while it trains, or prepares it to be pruned; nothing unless given."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What matrix products are computed in; weights, optimizer and validation stay in fp32."""
     compile: bool = False
@@ -119,6 +107,17 @@ class Train(Task):
         return self
 
     @model_validator(mode="after")
+    def _sparsifies_to_the_end(self) -> Self:
+        if self.sparsifier is not None and self.stop_at is not None:
+            raise ValueError("sparsifier: its state is not kept at a rewind point: leave out stop_at")
+        if self.sparsifier is not None and self.sparsifier.prunes and self.guard is not None:
+            raise ValueError(
+                f"guard: {kind_of(type(self.sparsifier))} prunes during training, and there is no going back to denser "
+                "networks; leave out one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _watch_what_is_trained_against(self) -> Self:
         for name, watch in (("robust_validation", self.robust_validation), ("guard", self.guard)):
             try:
@@ -134,7 +133,8 @@ class Train(Task):
         Args:
             context: of the step; training goes on from what an earlier attempt saved, to the same bits.
             inputs: `start`, an earlier training to start from (initial weights if absent); `mask`, a step with a
-                `mask.safetensors` (that of `start` if absent: a sparse network stays sparse).
+                `mask.safetensors` (that of `start` if absent: a sparse network stays sparse); `teacher`, a training of
+                the same architecture, for an objective that learns from one.
 
         Returns:
             Metrics: `step`, `epochs`, `last` and `best` {accuracy, loss, step, epoch} on validation data,
@@ -150,230 +150,18 @@ class Train(Task):
             `stop_at`: then there is no `optimizer.safetensors`. After a rollback, `last` and `step` are those of the
             network that is returned, `sample_steps` count all that was trained.
 
+            A `sparsifier` may end it too. Where it prunes, `best` is the best network of the final mask.
+
         Raises:
             Diverged: the loss or a weight is NaN or infinite.
             ValueError: fields and inputs do not fit.
         """
-        if unknown := inputs.keys() - {"start", "mask"}:
-            raise ValueError(f"train has no input '{min(unknown)}'; allowed: start, mask")
+        if unknown := inputs.keys() - {"start", "mask", "teacher"}:
+            raise ValueError(f"train has no input '{min(unknown)}'; allowed: start, mask, teacher")
+        if self.objective.taught != ("teacher" in inputs):
+            need = "needs a teacher" if self.objective.taught else "learns from no teacher"
+            raise ValueError(f"objective {kind_of(type(self.objective))} {need}: input 'teacher'")
         settle(self.threads)
         device = device_of(self.gpus)
         with layers_seeded_apart(device):
-            return _Training(self, device, inputs.get("start"), inputs.get("mask")).run(context)
-
-
-class _Training:
-    """One run of a `Train`."""
-
-    def __init__(self, task: Train, device: torch.device, start: Stored | None, mask: Stored | None) -> None:
-        self.task = task
-        validation = task.data.load("validation")
-        self.validation = Examples(validation.images.to(device), validation.labels.to(device))
-        layout = torch.channels_last if task.channels_last else torch.contiguous_format
-        examples = task.data.load("train")
-        loader = Loader(
-            examples,
-            batch_size=task.batch_size,
-            device=device,
-            augmentation=task.augmentation,
-            channels_last=task.channels_last,
-        )
-        self.per_epoch = len(loader)
-        self.total = task.epochs * self.per_epoch
-        self.begin, self.stop = self._span(start)
-        self.mask = _mask(start, mask)
-        self.model = initialise(task.architecture, task.data.signature(), task.init_seed, task.initialiser)
-        if start is not None:
-            restore(self.model, start.read("weights.safetensors"))
-        if self.mask is not None:
-            self.mask.apply_(self.model)
-        self.model.to(device).to(memory_format=layout)
-        optimizer = task.optimizer.build(self.model.parameters())
-        self.loop = Loop(
-            model=self.model,
-            forward=compiled(self.model) if task.compile else self.model,
-            optimizer=optimizer,
-            scaler=torch.amp.GradScaler(device.type, enabled=task.precision == "fp16"),
-            enforcer=Enforcer(self.mask, self.model, optimizer) if self.mask is not None else None,
-            loader=loader,
-            examples=len(examples),
-            batch_size=task.batch_size,
-            begin=self.begin,
-            objective=task.objective,
-            memory=task.objective.memory(task.data.signature(), len(examples), task.batch_size).to(device),
-            learning_rate=task.optimizer.learning_rate,
-            schedule=task.schedule,
-            steps=self.total,
-            seed=task.seed,
-            device=device,
-            half=HALF[task.precision],
-        )
-        if start is not None and task.rewind_optimizer:
-            restore_slots(_slots(start), kind_of(type(task.optimizer)), self.model, optimizer, self.loop.scaler)
-        if start is not None and task.schedule_from == "start":
-            _recall(start, self.loop.memory)
-        self.robust = self._trial("robust-validation", task.robust_validation, self.validation)
-        self.watched = self._trial("guard", task.guard, examples)
-        self.given = start is not None
-
-    def _trial(self, name: str, watch: RobustValidation | Guard | None, examples: Examples) -> Trial | None:
-        if watch is None:
-            return None
-        epsilon = radius_of(watch.attack, watch.epsilon, self.task.objective)
-        seed = seed_of(self.task.seed, name)
-        return Trial(watch.attack, epsilon, examples, watch.examples, self.model, self.loop.device, seed)
-
-    def run(self, context: Context) -> Result:
-        loop = self.loop
-        saved = context.saved()
-        progress = (
-            Progress(self.begin)
-            if saved is None
-            else unpack(saved, self.model, loop.optimizer, loop.scaler, loop.memory)
-        )
-        if self.stop == 0:
-            progress.history = [{"epoch": 0, "step": 0, **self._validate(progress)}]
-        if saved is None and self.given:
-            self._look(progress)
-        if progress.stopped is None:
-            loop.run(progress, self.stop, self._after_step, context)
-        return self._result(progress)
-
-    def _span(self, start: Stored | None) -> tuple[int, int]:
-        """The first step, and the one after the last."""
-        task = self.task
-        stop = self.total if task.stop_at is None else task.stop_at
-        if stop > self.total:
-            length = f"{task.epochs} epochs of {self.per_epoch} batches"
-            raise ValueError(f"stop_at is {stop}, but the whole training has {self.total} steps ({length})")
-        if start is None:
-            return 0, stop
-        begin = int(start.metrics["step"]) if task.schedule_from == "start" else 0
-        if begin >= stop:
-            raise ValueError(
-                f"nothing to train: start is at step {begin} and training ends at step {stop}; "
-                "`schedule_from: zero` would train its weights anew"
-            )
-        return begin, stop
-
-    def _after_step(self, progress: Progress) -> None:
-        """Looks at the network and ends the epoch where it is time to."""
-        step, guard = progress.step, self.task.guard
-        if guard is not None and guard.is_due(step, self.stop):
-            self.loop.require_finite(progress)
-            self._look(progress)
-        if progress.stopped is None and (step % self.per_epoch == 0 or step == self.stop):
-            self._end_epoch(progress)
-
-    def _look(self, progress: Progress) -> None:
-        """Lets the guard see the network, and go back to an earlier one."""
-        guard = self.task.guard
-        if guard is None or self.watched is None:
-            return
-        self.loop.require_finite_weights(progress.step)
-        accuracy = self._withstood(self.watched, progress)
-        if guard.finds_collapse(accuracy, progress, self.model):
-            progress.history.append(self.loop.account(progress))
-            guard.roll_back(accuracy, progress, self.model)
-            place = {"epoch": self.loop.epoch(progress.step), "step": progress.step}
-            progress.history.append({**place, **self._validate(progress)})
-
-    def _end_epoch(self, progress: Progress) -> None:
-        """Adds the epoch to the history, and ends the training when that has seen enough."""
-        step, robust = progress.step, self.task.robust_validation
-        self.loop.require_finite(progress)
-        entry = self.loop.account(progress)
-        if step == self.stop or self.loop.epoch(step) % self.task.validate_every == 0:
-            entry |= self._validate(progress)
-        progress.history.append(entry)
-        if robust is not None and step < self.stop and robust.gives_up(progress):
-            progress.stopped = {"why": "patience", "detected_at": step}
-
-    def _validate(self, progress: Progress) -> dict[str, float]:
-        """Measures the network as it is, for the history, and keeps it if it is the best so far."""
-        score, step = validate(self.model, self.validation, self.loop.device), progress.step
-        if not math.isfinite(score.loss):
-            raise self.loop.diverged(max(step - 1, 0), f"the validation loss is {score.loss}")
-        self.loop.require_finite_weights(step)
-        found = {"validation_accuracy": score.accuracy, "validation_loss": score.loss}
-        robust = None
-        if self.robust is not None:
-            robust = found["validation_robust_accuracy"] = self._withstood(self.robust, progress)
-        if progress.best is None or (score.accuracy if robust is None else robust) > progress.best.rank:
-            weights = weights_to_bytes(self.model)
-            progress.best = Best(score.accuracy, score.loss, robust, step, self.loop.epoch(step), weights)
-        return found
-
-    def _withstood(self, trial: Trial, progress: Progress) -> float:
-        accuracy, images = trial.measure(self.model)
-        progress.selection_steps += images
-        return accuracy
-
-    def _result(self, progress: Progress) -> Result:
-        task, best, last = self.task, progress.best, progress.history[-1]
-        assert best is not None  # the last step is always validated
-        weights = weights_to_bytes(self.model)
-        files = {
-            "weights.safetensors": weights,
-            "best.safetensors": best.weights,
-            "history.jsonl": "".join(json.dumps(entry) + "\n" for entry in progress.history).encode(),
-        }
-        if self.mask is not None:
-            self.mask.audit(self.model)
-            files["mask.safetensors"] = self.mask.to_bytes()
-        if self.stop < self.total and progress.stopped is None:
-            kind = kind_of(type(task.optimizer))
-            files[SLOTS] = slots_to_bytes(kind, self.model, self.loop.optimizer, self.loop.scaler)
-            if memory := self.loop.memory.state_dict():
-                files[MEMORY] = save({name: tensor.cpu().contiguous() for name, tensor in memory.items()})
-        step, stopped = progress.step, progress.stopped
-        metrics: dict[str, Any] = {
-            "step": step,
-            "epochs": step / self.per_epoch,
-            "last": {
-                "accuracy": last["validation_accuracy"],
-                "loss": last["validation_loss"],
-                "step": step,
-                "epoch": self.loop.epoch(step),
-            },
-            "best": {"accuracy": best.accuracy, "loss": best.loss, "step": best.step, "epoch": best.epoch},
-            "sample_steps": self.loop.sample_steps(stopped["detected_at"] if stopped else step),
-            "density": self.mask.density if self.mask is not None else 1.0,
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "digest": hashlib.sha256(weights).hexdigest(),
-        }
-        if self.robust is not None:
-            metrics["last"]["robust_accuracy"] = last["validation_robust_accuracy"]
-            metrics["best"]["robust_accuracy"] = best.robust_accuracy
-        if self.robust is not None or self.watched is not None:
-            metrics["selection_steps"] = progress.selection_steps
-        if stopped is not None:
-            metrics["stopped"] = stopped
-        return Result(metrics, files)
-
-
-def _mask(start: Stored | None, mask: Stored | None) -> Mask | None:
-    """The mask to train under: the one given, or else the one that `start` was trained under."""
-    if mask is None and start is not None and start.metrics["density"] < 1:
-        mask = start
-    return Mask.from_bytes(mask.read("mask.safetensors")) if mask is not None else None
-
-
-def _recall(start: Stored, memory: nn.Module) -> None:
-    """What the objective remembered at a rewind point; another objective's memories mean nothing to this one."""
-    own = {name: tensor.shape for name, tensor in memory.state_dict().items()}
-    if not own:
-        return
-    try:
-        found = load_tensors(start.read(MEMORY))
-    except KeyError:
-        return
-    if {name: tensor.shape for name, tensor in found.items()} == own:
-        memory.load_state_dict(found)
-
-
-def _slots(start: Stored) -> bytes:
-    try:
-        return start.read(SLOTS)
-    except KeyError:
-        raise ValueError(f"rewind_optimizer: start has no {SLOTS}; only a step with stop_at keeps it") from None
+            return Run(self, device, inputs).run(context)

@@ -138,7 +138,7 @@ def test_the_best_network_is_not_from_after_the_collapse_began(
 ):
     """Clean accuracy goes on rising while robust accuracy falls."""
     clean = iter([0.5, 0.6, 0.7, 0.55])
-    monkeypatch.setattr("tasks.training.train.validate", lambda *_: Score(next(clean), 0.1))
+    monkeypatch.setattr("tasks.training.run.validate", lambda *_: Score(next(clean), 0.1))
     scripted(0.3, 0.6, 0.5, 0.5, 0.1)
     step = trained(toy(objective=OBJECTIVE, epochs=4, guard=Guard(every=4)))
     assert step.metrics["stopped"]["rolled_back_to"] == 8
@@ -201,7 +201,7 @@ def test_the_best_network_before_the_collapse_survives_an_interruption(monkeypat
 
     monkeypatch.setattr(Trial, "measure", lambda _, model: (figure(model, of_look, looks), 10))
     monkeypatch.setattr(
-        "tasks.training.train.validate", lambda model, *_: Score(figure(model, of_validation, scores), 0.1)
+        "tasks.training.run.validate", lambda model, *_: Score(figure(model, of_validation, scores), 0.1)
     )
     task = toy(objective=OBJECTIVE, epochs=4, guard=Guard(every=4))
     straight = task.run(Watch())

@@ -260,7 +260,7 @@ def test_a_network_broken_by_the_last_update_is_not_returned():
 
 def test_a_broken_network_that_validates_well_is_not_returned(monkeypatch: pytest.MonkeyPatch):
     """An infinite running variance, for one, hides behind finite outputs."""
-    monkeypatch.setattr("tasks.training.train.validate", lambda *_: Score(0.9, 0.1))
+    monkeypatch.setattr("tasks.training.run.validate", lambda *_: Score(0.9, 0.1))
     with pytest.raises(Diverged, match=r"'body\.\S+' has NaN or infinite values at step 0"):
         toy(optimizer=SGD(learning_rate=1e39), stop_at=1).run(Watch())
 

@@ -129,7 +129,7 @@ def test_a_state_of_another_format_is_refused(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(Interrupted):
         toy().run(watch)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="has format 0, this hedgerow reads format 3"):
+    with pytest.raises(ValueError, match="has format 0, this hedgerow reads format 4"):
         toy().run(Watch(watch.state))
 
 
