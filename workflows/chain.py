@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from cluster.flow import Flow, Handle
+from tasks.component import kind_of
 from tasks.models.prunable import output_layer, prunable
 from tasks.pruning.prune import Prune, survivors
 from tasks.schedules.constant import Constant
@@ -79,6 +80,10 @@ class Chain(Workflow):
         Raises:
             ValueError: the chain does not fit the training.
         """
+        if train.objective.taught:
+            raise ValueError(
+                f"train.objective: {kind_of(type(train.objective))} learns from a teacher, and there is none in a chain"
+            )
         with at_path("train.data"):
             train.data.load("validation")
         steps = train.epochs * math.ceil(len(train.data.load("train")) / train.batch_size)

@@ -165,6 +165,15 @@ class Mask(Mapping[str, torch.Tensor]):
             kept[name] = torch.zeros_like(layer).masked_scatter_(layer, part)
         return Mask(kept)
 
+    def scattered(self, seed: int) -> Mask:
+        """As many kept in the whole network, at positions drawn uniformly from all of it."""
+        order = torch.randperm(self.total, generator=generator(seed, "scatter"))
+        flat = torch.cat([layer.flatten() for layer in self._kept.values()])[order]
+        parts = flat.split([layer.numel() for layer in self._kept.values()])
+        return Mask(
+            {name: part.view(layer.shape) for (name, layer), part in zip(self._kept.items(), parts, strict=True)}
+        )
+
     def shuffled(self, seed: int) -> Mask:
         """As many kept in every kernel, at positions drawn uniformly: each kernel is permuted within itself."""
         kept = {}

@@ -1,4 +1,4 @@
-"""The control for a ticket: the same sparsity in every layer, at other positions."""
+"""The control for a ticket: the same sparsity in every layer, at other positions; or in the network."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from tasks.task import Context, Result, Stored, Task
 
 
 class ShuffleMask(Task):
-    """Permutes a mask within each layer, the control for tickets (Frankle et al. 2021, section 5).
+    """Permutes a mask within each layer, or over all of them, the control for tickets (Frankle et al. 2021, section 5).
 
-    Takes `mask` (`mask.safetensors`) and yields another with the same count in every layer at uniformly random
-    positions. This is also the random mask at matched layer densities, so there is no second control for that.
+    Takes `mask` (`mask.safetensors`) and yields another with as many weights at uniformly random positions: in every
+    layer as many, which is also the random mask at matched layer densities, or in the network as a whole.
     """
 
     kind: Literal["shuffle-mask"] = "shuffle-mask"
+    scope: Literal["layerwise", "global"] = "layerwise"
+    """Permute each layer within itself, or the network as a whole."""
     seed: int = Field(default=0, ge=0)
     """Another seed, another permutation."""
 
@@ -27,5 +29,6 @@ class ShuffleMask(Task):
         Raises:
             ValueError: the file holds no mask.
         """
-        mask = Mask.from_bytes(inputs["mask"].read("mask.safetensors")).shuffled(self.seed)
+        given = Mask.from_bytes(inputs["mask"].read("mask.safetensors"))
+        mask = given.shuffled(self.seed) if self.scope == "layerwise" else given.scattered(self.seed)
         return Result(metrics=mask.summary(), files={"mask.safetensors": mask.to_bytes()})

@@ -1,0 +1,131 @@
+"""What workflows that train networks measure of them, and the controls that they compare a ticket with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import mean
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cluster.flow import Flow, Handle
+from cluster.runs import Finished
+from tasks.attacks import Attack
+from tasks.measuring.evaluate import Evaluate
+from tasks.pruning.shuffle import ShuffleMask
+from tasks.seeds import seed_of
+from tasks.training.train import Train
+from workflows import Workflow
+from workflows.subjects import at_path, count_of, require_no_transfer, without_weights
+
+Control = Literal["reinit", "shuffled", "random"]
+
+
+class Measured(Workflow):
+    """A workflow that measures every network that it trains."""
+
+    train: Train
+    """How a network is trained; its seeds count the replicates' from here."""
+    weights: Literal["last", "best"] = "last"
+    """Which network of each training is measured: the last, or the best by validation."""
+    attacks: tuple[Attack, ...] = ()
+    """What robust accuracy is measured with."""
+    epsilons: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Budgets of the attacks, rising."""
+    examples: int | None = Field(default=None, ge=1)
+    """Test examples that are attacked; all when not given."""
+
+    @model_validator(mode="after")
+    def _has_no_surrogates(self) -> Self:
+        require_no_transfer(self.attacks)
+        return self
+
+    def check_measurement(self) -> None:
+        """Compares attacks with the network and examples with the data.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        count_of(self.train.data, "test", self.examples)
+        with at_path("attacks"):
+            self.measurement(self.train)
+            network = without_weights(self.train.architecture, self.train.data.signature())
+            for attack in self.attacks:
+                attack.check_model(network)
+
+    def measurement(self, train: Train) -> Evaluate:
+        """What is measured of a network that was trained like this."""
+        return Evaluate(
+            data=train.data,
+            architecture=train.architecture,
+            split="test",
+            weights=self.weights,
+            attacks=self.attacks,
+            epsilons=self.epsilons,
+            examples=self.examples,
+            threads=train.threads,
+            gpus=train.gpus,
+        )
+
+    def seeded(self, replicate: int) -> Train:
+        """The training of one replicate."""
+        seeds = {"seed": self.train.seed + replicate, "init_seed": self.train.init_seed + replicate}
+        return self.train.model_copy(update=seeds)
+
+    def accuracies(self, evaluation: Finished) -> dict[str, float]:
+        """Clean accuracy, and that under attack, by what a table calls them."""
+        robust = {f"ε={entry['epsilon']:g}": entry["accuracy"] for entry in evaluation.metrics["robust"]}
+        return {"clean": evaluation.metrics["clean"]["accuracy"], **robust}
+
+
+def controlled(
+    flow: Flow, control: Control, train: Train, start: Handle | None, mask: Handle, replicate: int
+) -> Handle:
+    """The network that tells whether it is the ticket, and not just its sparsity, that counts.
+
+    Args:
+        flow: where the ticket stands.
+        control: `reinit` draws other initial weights under its mask; `shuffled` permutes the mask within each layer;
+            `random` keeps as many weights anywhere in the network.
+        train: how the ticket was trained.
+        start: what the ticket started from.
+        mask: of the ticket.
+        replicate: decides the permutation.
+    """
+    here = flow.at(control=control)
+    if control == "reinit":
+        other = seed_of(train.init_seed, "reinit") % 2**31
+        return here.step(train.model_copy(update={"init_seed": other}), mask=mask)
+    scope: Literal["layerwise", "global"] = "layerwise" if control == "shuffled" else "global"
+    shuffled = here.step(ShuffleMask(seed=seed_of(replicate, "shuffle") % 2**31, scope=scope), mask=mask)
+    return here.step(train, start=start, mask=shuffled)
+
+
+def evaluations(finished: Sequence[Finished]) -> Iterator[tuple[Finished, Finished]]:
+    """Every evaluation, with the training of the network that it measured."""
+    trained = {step.step.key: step for step in finished if step.kind == "train"}
+    for step in finished:
+        if step.kind == "evaluate":
+            source = trained.get(step.step.manifest["inputs"]["trained"])
+            if source is not None:
+                yield step, source
+
+
+def spread(values: Sequence[float]) -> str:
+    """In percent: the mean of shares, and half the distance between their extremes."""
+    if not values:
+        return ""
+    percent = [100 * value for value in values]
+    return f"{mean(percent):.1f}" + (f"±{(max(percent) - min(percent)) / 2:.1f}" if len(percent) > 1 else "")
+
+
+def cost_of(finished: Sequence[Finished]) -> int:
+    """Sample-steps of these steps together."""
+    return sum(step.metrics.get("sample_steps", 0) for step in finished)
+
+
+def notes_on(finished: Sequence[Finished], replicates: int) -> list[str]:
+    """What a table needs said below it."""
+    warnings: set[Any] = {warning for step in finished for warning in step.metrics.get("warnings", [])}
+    ranges = "± half the range over replicates; " if replicates > 1 else ""
+    return [f"{ranges}{cost_of(finished):,} sample-steps of training", *sorted(warnings)]
