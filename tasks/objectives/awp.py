@@ -9,18 +9,18 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.func import functional_call
 
-from tasks.attacks.ball import Norm, unit
+from tasks.attacks.ball import unit
 from tasks.component import kind_of
-from tasks.data import Signature
 from tasks.moment import Moment
 from tasks.objectives import Objective
 from tasks.objectives.adversarial import Adversarial
+from tasks.objectives.around import Around
 
 COMPILED = "_orig_mod."
 """What `torch.compile` puts in front of the names of parameters."""
 
 
-class AWP(Objective):
+class AWP(Around):
     """Adversarial weight perturbation: the loss on attacked images at weights attacked as well (Wu et al. 2020).
 
     Once the images are perturbed, every kernel `w` moves up the gradient `g` of the outer loss, by `gamma` of its own
@@ -57,38 +57,11 @@ class AWP(Objective):
             )
         return self
 
-    @property
-    def threat(self) -> tuple[Norm, float] | None:
-        """That of the objective inside."""
-        return self.objective.threat
-
-    @property
-    def second_order(self) -> bool:
-        """As that inside is."""
-        return self.objective.second_order
-
-    @property
-    def grows(self) -> bool:
-        """As that inside does."""
-        return self.objective.grows
-
-    def against(self, epsilon: float) -> Self:
-        """The same with another `epsilon` inside.
-
-        Raises:
-            ValueError: there is no such radius.
-        """
-        return type(self).model_validate({**dict(self), "objective": self.objective.against(epsilon)})
-
     def passes(self) -> int:
         """Those of the objective inside, its loss taken twice; the warm-up is not told apart."""
         inside = self.objective
         assert isinstance(inside, Adversarial)  # by validation
         return inside.attack_passes() + 2 * inside.outer_passes() if self.gamma else inside.passes()
-
-    def memory(self, data: Signature, examples: int, batch: int) -> nn.Module:
-        """That of the objective inside."""
-        return self.objective.memory(data, examples, batch)
 
     def loss(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, moment: Moment) -> torch.Tensor:
         """The outer loss at the perturbed weights; the budget learns how the weights as they are answer the attack."""

@@ -40,6 +40,7 @@ ATTACKED = PGD(epsilon=0.1, steps=2)
 
 FIELDS: dict[str, dict[str, Any]] = {
     "awp": {"objective": ATTACKED, "gamma": 0.02, "warmup": 0.5},
+    "distilled": {"objective": ATTACKED, "temperature": 2},
     "fgsm": {"epsilon": 0.1},
     "fgsm-rs": {"epsilon": 0.1},
     "free": {"epsilon": 0.1, "replay": 4},
@@ -91,15 +92,21 @@ def under(objective: Objective, watched: bool = False) -> Train:
 
 def chain(task: Train, run: Callable[..., Finished]) -> dict[str, Finished]:
     """A dense training to the rewind point, and from there the dense network and two sparser ones."""
-    rewind = run("rewind", task.model_copy(update={"stop_at": REWIND_STEP}))
+    more = {"teacher": teacher()} if task.objective.taught else {}
+    rewind = run("rewind", task.model_copy(update={"stop_at": REWIND_STEP}), **more)
     steps, mask = {"rewind": rewind}, {}
     for level in range(LEVELS + 1):
-        ticket = steps[f"level {level}"] = run(f"level {level}", task, start=rewind, **mask)
+        ticket = steps[f"level {level}"] = run(f"level {level}", task, start=rewind, **mask, **more)
         if level < LEVELS:
             result = Prune(fraction=0.5).run(Watch(), trained=ticket, **mask)
             mask = {"mask": Finished(result.metrics, result.files)}
             steps[f"mask {level + 1}"] = mask["mask"]
     return steps
+
+
+@cache
+def teacher() -> Finished:
+    return trained(toy(architecture=Tiny(norm=True, dropout=0.25), init_seed=7))
 
 
 @cache
@@ -216,4 +223,5 @@ def test_each_is_one_file_named_for_its_kind(family: type[Component]):
         if isinstance(node, ast.ImportFrom) and node.module
     }
     defaults = {Objective: "tasks.objectives.standard", Budget: "tasks.budgets.fixed"}
-    assert set(modules.values()) & imported == {defaults[family]}
+    built_upon = {"tasks.objectives.distilled"}  # Deadwooding is pruning with this objective
+    assert (set(modules.values()) & imported) - built_upon == {defaults[family]}

@@ -114,7 +114,7 @@ def test_no_kill_schedule_loses_anything_of_a_sweep(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", shipped(Objective))
+@pytest.mark.parametrize("kind", [kind for kind in shipped(Objective) if not objective_of(kind).taught])
 def test_every_objective_survives_a_kill_in_a_real_chain(kind: str, tmp_path: Path) -> None:
     objective = objective_of(kind)
     train = {**TRAIN, **(WATCHES if objective.threat else {}), "objective": objective.model_dump(mode="json")}
