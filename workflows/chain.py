@@ -10,13 +10,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from cluster.flow import Flow, Handle
-from tasks.component import kind_of
 from tasks.models.prunable import output_layer, prunable
 from tasks.pruning.prune import Prune, survivors
 from tasks.schedules.constant import Constant
 from tasks.training.train import Train
 from workflows import Workflow
-from workflows.subjects import at_path, without_weights
+from workflows.subjects import at_path, require_no_teacher, without_weights
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class Ticket:
     """under this mask; dense if None."""
     trained: Handle
     """The training."""
+    teacher: Handle | None = None
+    """What it learned from beside its data, if its objective learns from a network."""
 
 
 class Chain(Workflow):
@@ -80,13 +81,16 @@ class Chain(Workflow):
         Raises:
             ValueError: the chain does not fit the training.
         """
-        if train.objective.taught:
-            raise ValueError(
-                f"train.objective: {kind_of(type(train.objective))} learns from a teacher, and there is none in a chain"
-            )
+        require_no_teacher(train)
+        if train.sparsifier is not None and (self.prune is not None or self.rewind_step):
+            raise ValueError("train.sparsifier: a chain prunes between its trainings; leave it out")
         with at_path("train.data"):
             train.data.load("validation")
-        steps = train.epochs * math.ceil(len(train.data.load("train")) / train.batch_size)
+        examples = train.data.load("train")
+        if self.prune is not None:
+            with at_path("prune"):
+                self.prune.saliency.check(examples)
+        steps = train.epochs * math.ceil(len(examples) / train.batch_size)
         if self.rewind_step >= steps:
             raise ValueError(f"rewind_step: {self.rewind_step} (training has {steps} steps; it must be fewer)")
         list(self.densities(train))
@@ -131,9 +135,16 @@ class Chain(Workflow):
             ranked, level = fewer, level + 1
             yield (ranked + output) / total
 
-    def tickets(self, flow: Flow, train: Train) -> Iterator[Ticket]:
-        """The dense network and those of every level, asked for one after the other (Frankle & Carbin 2019, Alg. 2)."""
-        start = flow.step(train.model_copy(update={"stop_at": self.rewind_step})) if self.rewind_step else None
+    def tickets(self, flow: Flow, train: Train, start: Handle | None = None) -> Iterator[Ticket]:
+        """The dense network and those of every level, asked for one after the other (Frankle & Carbin 2019, Alg. 2).
+
+        Args:
+            flow: where the chain stands.
+            train: how each is trained.
+            start: the initial weights; those that `train` draws unless given.
+        """
+        if self.rewind_step:
+            start = flow.step(train.model_copy(update={"stop_at": self.rewind_step}), start=start)
         depth = len(list(self.densities(train)))
         mask = None
         for level in range(depth + 1):

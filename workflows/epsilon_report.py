@@ -204,7 +204,7 @@ def _stops(trained: Iterable[Finished]) -> Iterator[str]:
                 f"training was stopped and went back to step {stopped['rolled_back_to']}"
             )
         elif stopped:
-            yield f"stopped early, {_place(step)}: no better network since, at step {stopped['detected_at']}"
+            yield f"stopped early, {_place(step)}: {stopped['why']}, at step {stopped['detected_at']}"
 
 
 def _notes(sweep: EpsilonSweep, rows: Sequence[Row], finished: Sequence[Finished]) -> Iterator[str]:

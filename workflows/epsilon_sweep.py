@@ -26,6 +26,7 @@ from tasks.pruning.mask import Mask
 from tasks.training.train import Train
 from workflows.chain import Chain
 from workflows.epsilon_report import report_on
+from workflows.measured import seeded
 from workflows.report import Report
 from workflows.subjects import Key, Name, at_path, count_of, require_no_transfer, without_weights
 
@@ -197,11 +198,7 @@ class EpsilonSweep(Chain):
         Raises:
             ValueError: the objective has no epsilon, or cannot have this one.
         """
-        fields: dict[str, Any] = {
-            **dict(self.train),
-            "seed": self.train.seed + replicate,
-            "init_seed": self.train.init_seed + replicate,
-        }
+        fields = dict(seeded(self.train, replicate))
         if epsilon:
             return Train.model_validate({**fields, "objective": self.train.objective.against(epsilon)})
         # What watches over an attacked training has nothing to do here.

@@ -25,12 +25,22 @@ from tasks.training.imported import ImportWeights
 from workflows import Workflow
 from workflows.evaluation_report import report_on
 from workflows.report import Report
-from workflows.subjects import Model, Name, StoredStep, Subject, at_path, count_of, subject_of, without_weights
+from workflows.subjects import (
+    Model,
+    Name,
+    StoredStep,
+    Subject,
+    at_path,
+    count_of,
+    require_no_teacher,
+    subject_of,
+    without_weights,
+)
 
 Epsilon = Annotated[float, Field(gt=0)]
 
 
-class _OrBenchmark:
+class OrBenchmark:
     """Lets the name `benchmark` stand for the fifteen corruptions of the benchmark."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -67,7 +77,7 @@ class EvaluateModels(Workflow):
     """Forward passes whose mean probabilities decide, for networks that draw random numbers."""
     shard_size: int = Field(default=250, ge=1)
     """Examples that one step attacks."""
-    corruptions: Annotated[tuple[Corruption, ...], _OrBenchmark()] = ()
+    corruptions: Annotated[tuple[Corruption, ...], OrBenchmark()] = ()
     """Common corruptions to measure under; `benchmark` stands for the fifteen that are usually reported."""
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(default=SEVERITIES, min_length=1)
     """Of the corruptions, rising."""
@@ -117,6 +127,7 @@ class EvaluateModels(Workflow):
                 if isinstance(model, ImportWeights):
                     model.check()
                 else:
+                    require_no_teacher(model)
                     model.data.load("train")
             with at_path(f"attacks on {name}"):
                 self.check_attacks(network)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any, Literal
 
 from pydantic import Field
 
-from cluster.flow import Flow, Handle
+from cluster.flow import Flow
 from cluster.runs import Finished
+from tasks.analysis.ticket import DescribeTicket
 from tasks.component import kind_of
 from tasks.pruning.prune import Prune
-from workflows.chain import Chain, Ticket
-from workflows.measured import Control, Measured, controlled, evaluations, notes_on, spread
+from workflows.chain import Chain
+from workflows.measured import Measured, evaluations, notes_on, seeded, spread
 from workflows.report import Curve, Report
 
 
@@ -24,11 +26,10 @@ class IMP(Measured, Chain):
     """What one level removes."""
     replicates: int = Field(default=1, ge=1)
     """Independent chains: other initial weights, other data orders."""
-    controls: tuple[Control, ...] = ("reinit", "shuffled")
-    """What each ticket is compared with: other initial weights, its mask shuffled within layers, or as many weights
-    anywhere."""
     control_every: int = Field(default=1, ge=1)
     """Controls are trained at every so many levels, counted back from the last."""
+    distance: bool = False
+    """Also measure how far the weights that each ticket keeps have moved from the rewind point (He et al. 2022)."""
 
     def check(self) -> None:
         """Checks the chain, and compares attacks with the network and examples with the data."""
@@ -41,25 +42,25 @@ class IMP(Measured, Chain):
 
     async def chain(self, flow: Flow, replicate: int) -> None:
         """One replicate: its tickets, each beside its controls."""
-        train, measured = self.seeded(replicate), []
+        train, measured = seeded(self.train, replicate), []
         depth = len(list(self.densities(train)))
         for ticket in self.tickets(flow, train):
             measured.append(ticket.flow.step(self.measurement(train), trained=ticket.trained))
+            if self.distance:
+                origin = flow.step(train.model_copy(update={"stop_at": self.rewind_step}))
+                described = DescribeTicket(weights=self.weights, threads=train.threads)
+                measured.append(ticket.flow.step(described, trained=ticket.trained, origin=origin))
             if ticket.mask is not None and (depth - ticket.level) % self.control_every == 0:
-                measured += self.measured_controls(ticket, ticket.mask, replicate)
+                measured += self.measured_controls(ticket, train, replicate)
         await flow.together(*measured)
-
-    def measured_controls(self, ticket: Ticket, mask: Handle, replicate: int) -> Iterator[Handle]:
-        """The networks that tell whether it is the ticket, and not just its sparsity, that counts."""
-        for control in self.controls:
-            # Other initial weights have no rewind point: they are trained from their own beginning.
-            train = self.seeded(replicate) if control == "reinit" else ticket.train
-            trained = controlled(ticket.flow, control, train, ticket.start, mask, replicate)
-            yield ticket.flow.at(control=control).step(self.measurement(train), trained=trained)
 
     def report(self, finished: Sequence[Finished]) -> Report:
         """Accuracy and robust accuracy over density, tickets beside their controls."""
-        results = [self._point(*measured) for measured in evaluations(finished)]
+        moved = {step.step.manifest["inputs"]["trained"]: step.metrics for step in finished if step.kind == "ticket"}
+        results = [
+            {**self._point(evaluation, trained), **_distance(moved.get(trained.step.key))}
+            for evaluation, trained in evaluations(finished)
+        ]
         arms = ["ticket", *self.controls]
         names = ["clean", *(f"ε={epsilon:g}" for epsilon in self.epsilons)]
         shown = [names[0], *names[1:][-1:]]  # a terminal has room for one budget; the figure has them all
@@ -68,9 +69,17 @@ class IMP(Measured, Chain):
         network, data = kind_of(type(self.train.architecture)), kind_of(type(self.train.data))
         return Report(
             title=f"Iterative magnitude pruning, {network} on {data}",
-            columns=["kept %", *(f"{arm} {name}" for arm in arms for name in shown)],
+            columns=[
+                "kept %",
+                *(f"{arm} {name}" for arm in arms for name in shown),
+                *(["distance"] if self.distance else []),
+            ],
             rows=[
-                [f"{100 * density:.1f}", *(_spread(results, arm, density, name) for arm in arms for name in shown)]
+                [
+                    f"{100 * density:.1f}",
+                    *(_spread(results, arm, density, name) for arm in arms for name in shown),
+                    *([_mean_distance(results, density)] if self.distance else []),
+                ]
                 for density in densities
             ],
             results=results,
@@ -83,7 +92,8 @@ class IMP(Measured, Chain):
                 )
                 for index, name in enumerate(names)
                 for arm in arms
-            ],
+            ]
+            + [Curve("distance, % of the dense one's", _relative_distances(results), {"color": "C7"})],
             x_label="weights kept, %",
             y_label="test accuracy, %",
         )
@@ -102,3 +112,23 @@ class IMP(Measured, Chain):
 def _spread(results: Sequence[dict[str, Any]], arm: str, density: float, name: str) -> str:
     """Of one arm at one density, over replicates."""
     return spread([point[name] for point in results if point["arm"] == arm and point["density"] == density])
+
+
+def _distance(described: Mapping[str, Any] | None) -> dict[str, float]:
+    return {} if described is None else {"distance": described["distance"]}
+
+
+def _mean_distance(results: Sequence[dict[str, Any]], density: float) -> str:
+    found = [point["distance"] for point in results if point["density"] == density and "distance" in point]
+    return f"{mean(found):.1f}" if found else ""
+
+
+def _relative_distances(results: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Density and distance, both in percent: the dense network of the same replicate has moved by a hundred."""
+    moved = [point for point in results if "distance" in point]
+    dense = {point["replicate"]: point["distance"] for point in moved if point["level"] == 0}
+    return [
+        (100 * point["density"], 100 * point["distance"] / dense[point["replicate"]])
+        for point in moved
+        if point["replicate"] in dense
+    ]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cluster.flow import Flow, Handle
+from cluster.flow import Handle
 from cluster.runs import Finished
 from tasks.attacks import Attack
 from tasks.measuring.evaluate import Evaluate
@@ -16,9 +16,13 @@ from tasks.pruning.shuffle import ShuffleMask
 from tasks.seeds import seed_of
 from tasks.training.train import Train
 from workflows import Workflow
+from workflows.chain import Ticket
 from workflows.subjects import at_path, count_of, require_no_transfer, without_weights
 
 Control = Literal["reinit", "shuffled", "random"]
+
+SHUFFLED: dict[str, Literal["layerwise", "global"]] = {"shuffled": "layerwise", "random": "global"}
+"""Within what a control permutes a mask."""
 
 
 class Measured(Workflow):
@@ -34,6 +38,9 @@ class Measured(Workflow):
     """Budgets of the attacks, rising."""
     examples: int | None = Field(default=None, ge=1)
     """Test examples that are attacked; all when not given."""
+    controls: tuple[Control, ...] = ("reinit", "shuffled")
+    """What a ticket is compared with: other initial weights under its mask, its mask shuffled within layers, or as many
+    weights anywhere in the network (`random`)."""
 
     @model_validator(mode="after")
     def _has_no_surrogates(self) -> Self:
@@ -67,10 +74,23 @@ class Measured(Workflow):
             gpus=train.gpus,
         )
 
-    def seeded(self, replicate: int) -> Train:
-        """The training of one replicate."""
-        seeds = {"seed": self.train.seed + replicate, "init_seed": self.train.init_seed + replicate}
-        return self.train.model_copy(update=seeds)
+    def measured_controls(self, ticket: Ticket, scratch: Train, replicate: int) -> Iterator[Handle]:
+        """The networks that tell whether it is the ticket, and not just its sparsity, that counts.
+
+        Args:
+            ticket: sparse.
+            scratch: how a network of other initial weights is trained from its beginning.
+            replicate: decides how masks are shuffled.
+        """
+        for control in self.controls:
+            here, train, start, mask = ticket.flow.at(control=control), ticket.train, ticket.start, ticket.mask
+            if control == "reinit":
+                start, train = None, scratch.model_copy(update={"init_seed": _seed(scratch.init_seed, "reinit")})
+            else:
+                scope = SHUFFLED[control]
+                mask = here.step(ShuffleMask(seed=_seed(replicate, "shuffle"), scope=scope), mask=mask)
+            trained = here.step(train, start=start, mask=mask, teacher=ticket.teacher)
+            yield here.step(self.measurement(train), trained=trained)
 
     def accuracies(self, evaluation: Finished) -> dict[str, float]:
         """Clean accuracy, and that under attack, by what a table calls them."""
@@ -78,27 +98,13 @@ class Measured(Workflow):
         return {"clean": evaluation.metrics["clean"]["accuracy"], **robust}
 
 
-def controlled(
-    flow: Flow, control: Control, train: Train, start: Handle | None, mask: Handle, replicate: int
-) -> Handle:
-    """The network that tells whether it is the ticket, and not just its sparsity, that counts.
+def seeded(train: Train, replicate: int) -> Train:
+    """The training of one replicate."""
+    return train.model_copy(update={"seed": train.seed + replicate, "init_seed": train.init_seed + replicate})
 
-    Args:
-        flow: where the ticket stands.
-        control: `reinit` draws other initial weights under its mask; `shuffled` permutes the mask within each layer;
-            `random` keeps as many weights anywhere in the network.
-        train: how the ticket was trained.
-        start: what the ticket started from.
-        mask: of the ticket.
-        replicate: decides the permutation.
-    """
-    here = flow.at(control=control)
-    if control == "reinit":
-        other = seed_of(train.init_seed, "reinit") % 2**31
-        return here.step(train.model_copy(update={"init_seed": other}), mask=mask)
-    scope: Literal["layerwise", "global"] = "layerwise" if control == "shuffled" else "global"
-    shuffled = here.step(ShuffleMask(seed=seed_of(replicate, "shuffle") % 2**31, scope=scope), mask=mask)
-    return here.step(train, start=start, mask=shuffled)
+
+def _seed(*purpose: int | str) -> int:
+    return seed_of(*purpose) % 2**31
 
 
 def evaluations(finished: Sequence[Finished]) -> Iterator[tuple[Finished, Finished]]:

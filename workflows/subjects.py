@@ -91,7 +91,8 @@ async def subject_of(
     if "architecture" not in task or FILES[weights] not in published.manifest["files"]:
         raise ValueError(f"{what}: it holds no network; give the key of a training or of an import")
     try:
-        architecture = _rebuilt(Architecture, task["architecture"])
+        # A step that changes the network says what it has become.
+        architecture = _rebuilt(Architecture, published.metrics.get("architecture", task["architecture"]))
     except ValueError as problem:
         raise ValueError(f"{what} of an architecture that is not known here: {problem}") from None
     data = model.data
@@ -138,6 +139,19 @@ def require_no_transfer(attacks: Sequence[Attack]) -> None:
                 f"attacks.{place}: a transfer takes images from another network, and here is none: measure the "
                 "trained steps with the recipe `evaluate`"
             )
+
+
+def require_no_teacher(train: Train) -> None:
+    """Refuses an objective that learns from a trained network, where there is none.
+
+    Raises:
+        ValueError: it does.
+    """
+    if train.objective.taught:
+        raise ValueError(
+            f"train.objective: {kind_of(type(train.objective))} learns from a teacher, and here is none: the method "
+            "`deadwooding` of the recipe `compare-pruning` has one"
+        )
 
 
 @contextmanager

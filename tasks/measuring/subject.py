@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from tasks.data import Dataset, Examples
+from tasks.data import Dataset, Examples, Split
 from tasks.data.splits import stratified
 from tasks.measuring.gauge import Gauge
 from tasks.measuring.input_gradient import with_fast_input_gradients
@@ -36,9 +36,7 @@ def load_model(
     return Gauge(with_fast_input_gradients(model) if device.type == "cpu" else model)
 
 
-def choose_examples(
-    data: Dataset, split: Literal["validation", "test"], examples: int | None, seed: int
-) -> tuple[torch.Tensor, Examples]:
+def choose_examples(data: Dataset, split: Split, examples: int | None, seed: int) -> tuple[torch.Tensor, Examples]:
     """The indices in the split, (N,) int64, and the examples there: all, or so many drawn evenly over the classes.
 
     Raises:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 
 from tasks.component import Component
+from tasks.data import Examples
 from tasks.pruning.candidate import Candidate
 
 
@@ -18,6 +19,18 @@ class Saliency(Component):
 
     rounds: ClassVar[int] = 1
     """Into how many rounds a pruning is divided, each with scores of its own, unless the pruning says otherwise."""
+
+    @property
+    def within_layers(self) -> bool:
+        """Whether its scores of different layers do not compare, so that no scope may rank them together."""
+        return False
+
+    def check(self, examples: Examples) -> None:
+        """Finds, before any work starts, what it cannot draw from the training split.
+
+        Raises:
+            ValueError: says what is missing.
+        """
 
     def score(self, network: Candidate) -> dict[str, torch.Tensor]:
         """A score for every weight, in the shapes of the weights: the lowest are pruned first.

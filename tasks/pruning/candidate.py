@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tasks.data import Examples
+from tasks.data import Examples, Signature
 from tasks.pruning.mask import Mask
 
 
@@ -16,7 +16,7 @@ from tasks.pruning.mask import Mask
 class Candidate:
     """What a saliency may look at; it leaves all of it as it was.
 
-    Which of `model` and `examples` are there depends on what the saliency says that it `sees`.
+    Which of `model`, `signature` and `examples` are there depends on what the saliency says that it `sees`.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -26,9 +26,14 @@ class Candidate:
     generator: torch.Generator
     """The only source of randomness, on the CPU."""
     network: nn.Module | None = None
-    """The network with these weights, in evaluation mode, on the device of the task; see `model`."""
+    """The network with these weights, in evaluation mode, on the device of the task; see `model`.
+
+    Its parameters require gradients, and hold none.
+    """
     training_part: Examples | None = None
     """The examples that it learns from; see `examples`."""
+    images: Signature | None = None
+    """What its images are like; see `signature`."""
 
     @property
     def model(self) -> nn.Module:
@@ -40,6 +45,17 @@ class Candidate:
         if self.network is None:
             raise ValueError("this saliency looks at the network: give `architecture`")
         return self.network
+
+    @property
+    def signature(self) -> Signature:
+        """Shape and classes of the network's images.
+
+        Raises:
+            ValueError: it was not given.
+        """
+        if self.images is None:
+            raise ValueError("this saliency looks at the network: give `data`")
+        return self.images
 
     @property
     def examples(self) -> Examples:

@@ -157,7 +157,7 @@ class Mask(Mapping[str, torch.Tensor]):
             if not candidates.isfinite().all():
                 raise ValueError(f"a score in '{name}' is NaN or infinite: has training diverged?")
             ranked.append(candidates)
-        chosen = _highest(torch.cat(ranked), keep)
+        chosen = highest(torch.cat(ranked), keep)
         kept = {}
         for (name, layer), part in zip(
             self._kept.items(), torch.split(chosen, [len(part) for part in ranked]), strict=True
@@ -169,7 +169,7 @@ class Mask(Mapping[str, torch.Tensor]):
         """As many kept in the whole network, at positions drawn uniformly from all of it."""
         order = torch.randperm(self.total, generator=generator(seed, "scatter"))
         flat = torch.cat([layer.flatten() for layer in self._kept.values()])[order]
-        parts = flat.split([layer.numel() for layer in self._kept.values()])
+        parts = torch.split(flat, [layer.numel() for layer in self._kept.values()])
         return Mask(
             {name: part.view(layer.shape) for (name, layer), part in zip(self._kept.items(), parts, strict=True)}
         )
@@ -279,11 +279,11 @@ def _bits(kept: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(like, dtype=word).masked_fill_(kept.to(like.device), -1)
 
 
-def _highest(scores: torch.Tensor, keep: int) -> torch.Tensor:
+def highest(scores: torch.Tensor, keep: int) -> torch.Tensor:
     """A bool tensor (N,) with the `keep` highest of the scores (N,); the earlier of equals first."""
     if keep == 0:
         return torch.zeros(len(scores), dtype=torch.bool)
-    threshold = scores.kthvalue(len(scores) - keep + 1).values
+    threshold = scores.topk(keep, sorted=False).values.min()  # `kthvalue` warns on a GPU, of indices that nobody reads
     chosen = scores > threshold
     ties = (scores == threshold).nonzero().flatten()
     chosen[ties[: keep - int(chosen.sum())]] = True

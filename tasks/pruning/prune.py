@@ -12,6 +12,7 @@ from torch import Size, nn
 from tasks.component import kind_of
 from tasks.data import Dataset
 from tasks.device import device_of, settle
+from tasks.measuring.robustness import seeded_model
 from tasks.models import Architecture
 from tasks.models.initialise import initialise
 from tasks.models.weights import load_weights, restore
@@ -20,9 +21,8 @@ from tasks.pruning.candidate import Candidate
 from tasks.pruning.densities import apportioned, erdos_renyi_kernel
 from tasks.pruning.magnitude import Magnitude
 from tasks.pruning.mask import Mask
-from tasks.seeds import generator, seed_of
+from tasks.seeds import generator
 from tasks.task import Context, Result, Stored, Task
-from tasks.training.loop import layers_seeded_apart
 
 Quotas = list[tuple[tuple[str, ...], int]]
 """Kernels that are ranked together, and how many weights they keep."""
@@ -72,6 +72,15 @@ class Prune(Task):
             raise ValueError("output_layer: half is half of a fraction; with density give include or exclude")
         return self
 
+    @model_validator(mode="after")
+    def _ranks_what_compares(self) -> Self:
+        if self.saliency.within_layers and self.scope == "global":
+            raise ValueError(
+                f"scope: this {kind_of(type(self.saliency))} ranks weights within their layer; give layerwise, "
+                "uniform or erk"
+            )
+        return self
+
     def beside(self, data: Dataset, architecture: Architecture) -> Self:
         """The same pruning, told of the network and its data if its saliency looks at them.
 
@@ -104,15 +113,15 @@ class Prune(Task):
         quotas = self.quotas(shapes, before.layer_nnz, weights.output_layer)
         model = self._built(inputs["trained"])
         examples = self.data.load("train") if self.data is not None and self.saliency.sees == "data" else None
+        images = self.data.signature() if self.data is not None else None
         rounds, mask, cost = self.rounds or self.saliency.rounds, before, 0
         chance = generator(self.seed, "prune")
         for each in range(1, rounds + 1):
             if model is not None:
                 mask.apply_(model)
             alive = {name: kernel.masked_fill(~mask[name], 0) for name, kernel in kernels.items()}
-            candidate = Candidate(alive, mask, chance, model, examples)
-            with layers_seeded_apart(device_of(self.gpus)):
-                torch.manual_seed(seed_of(self.seed, "layers", each))
+            candidate = Candidate(alive, mask, chance, model, examples, images)
+            with seeded_model(device_of(self.gpus), self.seed, "layers", each):
                 scores = self.saliency.score(candidate)
             cost += self.saliency.sample_steps(candidate)
             mask = _pruned(mask, scores, quotas, before, each / rounds)
@@ -132,7 +141,8 @@ class Prune(Task):
             output: the kernel that yields the logits.
 
         Raises:
-            ValueError: a layer has fewer weights left than it should keep, or the spared layer leaves none to the rest.
+            ValueError: a layer has fewer weights left than it should keep, would keep none, or the spared layer leaves
+                none to the rest.
         """
         names = tuple(name for name in sorted(kept) if self.output_layer == "include" or name != output)
         if not names:
@@ -146,8 +156,8 @@ class Prune(Task):
             return [(names, keep), *spared]
         counts = self._shared_out({name: shapes[name] for name in names}, kept, keep)
         for name, count in counts.items():
-            if count > kept[name]:
-                raise ValueError(f"{self._quota()} keeps {count} weights of '{name}', which has {kept[name]} left")
+            if not count:
+                raise ValueError(f"{self._quota()} leaves none of the {kept[name]} weights of '{name}'")
         return [*(((name,), count) for name, count in counts.items()), *spared]
 
     def _kept_of(self, left: int, output: int, total: int) -> int:
@@ -165,11 +175,14 @@ class Prune(Task):
         return keep
 
     def _shared_out(self, shapes: Mapping[str, Size], kept: Mapping[str, int], keep: int) -> dict[str, int]:
-        if self.scope == "erk":
-            return erdos_renyi_kernel(shapes, keep)
-        sizes = {name: shape.numel() for name, shape in shapes.items()}
-        shares = {name: kept[name] for name in shapes} if self.scope == "layerwise" else sizes
-        return apportioned({name: float(share) for name, share in shares.items()}, keep, sizes)
+        room = {name: kept[name] for name in shapes}
+        try:
+            if self.scope == "erk":
+                return erdos_renyi_kernel(shapes, keep, room)
+            sizes = {name: shape.numel() for name, shape in shapes.items()}
+            return apportioned(room if self.scope == "layerwise" else sizes, keep, room)
+        except ValueError as error:
+            raise ValueError(f"{self._quota()} with scope {self.scope}: {error}") from error
 
     def _built(self, trained: Stored) -> nn.Module | None:
         """The network with these weights, if the saliency looks at it."""

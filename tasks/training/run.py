@@ -81,7 +81,7 @@ class Run:
             memory=task.objective.memory(task.data.signature(), len(examples), task.batch_size).to(device),
             teacher=self._teacher(inputs["teacher"]) if "teacher" in inputs else None,
             sparsifier=task.sparsifier,
-            sparsity=task.sparsifier.memory(self.model).to(device) if task.sparsifier else nn.Module(),
+            sparsity=task.sparsifier.memory(self.model, self.mask).to(device) if task.sparsifier else nn.Module(),
             learning_rate=task.optimizer.learning_rate,
             schedule=task.schedule,
             steps=self.total,

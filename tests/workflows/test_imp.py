@@ -12,6 +12,7 @@ from cluster.flow import Handle
 from cluster.plan import make_plan
 from cluster.store import Store
 from workflows.imp import IMP
+from workflows.measured import seeded
 
 CHAIN: dict[str, Any] = {
     "train": {
@@ -75,6 +76,6 @@ def test_half_a_fine_tuning_is_refused(fields: dict[str, Any]) -> None:
 
 def test_replicates_differ_in_their_seeds_alone() -> None:
     workflow = IMP.model_validate({**CHAIN, "replicates": 3})
-    seeds = [(workflow.seeded(index).seed, workflow.seeded(index).init_seed) for index in range(3)]
+    seeds = [(seeded(workflow.train, index).seed, seeded(workflow.train, index).init_seed) for index in range(3)]
     assert len(set(seeds)) == 3
-    assert workflow.seeded(2).model_copy(update={"seed": 0, "init_seed": 0}) == workflow.train
+    assert seeded(workflow.train, 2).model_copy(update={"seed": 0, "init_seed": 0}) == workflow.train

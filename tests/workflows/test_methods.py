@@ -15,8 +15,8 @@ from workflows.command.recipe import SHIPPED, BadRequest, shipped_recipes
 jsonschema = pytest.importorskip("jsonschema")
 
 FAMILIES = {
-    "Workflow", "Architecture", "Attack", "Augmentation", "Budget", "Corruption", "Dataset", "Objective", "Optimizer",
-    "Partition", "Saliency", "Schedule", "Task",
+    "Workflow", "Architecture", "Attack", "Augmentation", "Budget", "Corruption", "Dataset", "Matching", "Objective",
+    "Optimizer", "Partition", "PruningMethod", "Saliency", "Schedule", "Sparsifier", "Task",
 }  # fmt: skip
 
 

@@ -40,10 +40,14 @@ def test_every_shipped_recipe_is_valid_and_described() -> None:
         "evaluate",
         "epsilon-sweep",
         "over-design",
+        "colt",
+        "compare-pruning",
+        "connectivity",
+        "double-descent",
     }
     for name, description in shipped_recipes().items():
         TypeAdapter(Workflow).validate_python(yaml.safe_load((SHIPPED / f"{name}.yaml").read_text()))
-        elsewhere = ["train.data=mnist-mini"] if name.startswith(("imp-", "over-")) else []
+        elsewhere = ["train.data=mnist-mini"] if name.startswith(("imp-", "over-", "double-")) else []
         assert isinstance(load_recipe(name, elsewhere).workflow, Workflow)  # checked, but on data that is here
         assert description.endswith("."), name
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 import tasks
+import workflows
 from tasks.component import Component, is_member, json_schema, kind_of, members
 from workflows import Workflow
 from workflows.command.recipe import BadRequest
@@ -25,7 +26,8 @@ def families() -> list[type[Component]]:
     A family is found because its module is imported, and so are the tasks, which unlike the members of other families
     lie in the folders of what they do and not beside their family.
     """
-    _import_all(tasks)
+    for room in (tasks, workflows):
+        _import_all(room)
     found = [family for family in Component.__subclasses__() if not is_member(family)]
     return sorted(found, key=lambda family: (family is not Workflow, family.__name__))
 

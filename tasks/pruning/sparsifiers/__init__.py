@@ -42,11 +42,15 @@ class Sparsifier(Component):
     prunes: ClassVar[bool] = False
     """Whether it changes the mask."""
 
-    def memory(self, model: nn.Module) -> nn.Module:
+    def memory(self, model: nn.Module, mask: Mask | None) -> nn.Module:
         """What it remembers from step to step, as buffers; nothing unless it says otherwise.
 
         Args:
             model: as training begins, on its device.
+            mask: what training begins under; None if the network is dense.
+
+        Raises:
+            ValueError: this network cannot become what it is to be.
         """
         return nn.Module()
 
