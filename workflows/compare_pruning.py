@@ -12,9 +12,11 @@ from pydantic import Field, field_validator, model_validator
 
 from cluster.flow import Flow, Handle
 from cluster.runs import Finished
+from tasks.attacks import parts_of
 from tasks.component import kind_of, require_rising
 from tasks.corruptions import SEVERITIES, Corruption
 from tasks.measuring.corrupted import EvaluateCorrupted
+from tasks.measuring.evaluate import names_of
 from workflows.chain import Ticket
 from workflows.evaluate import OrBenchmark
 from workflows.measured import Control, Measured, notes_on, seeded, spread
@@ -202,7 +204,8 @@ class ComparePruning(Measured):
         }
         for entry in metrics["robust"]:
             # At one radius, what the parts of the first attack broke is all that it breaks.
-            first = sum(islice(entry["broken_by"].values(), len(list(self.attacks[0].parts()))))
+            own = islice(names_of(parts_of(self.attacks)), len(parts_of(self.attacks[:1])))
+            first = sum(entry["broken_by"][name] for name in own)
             point["+".join(self._attacks()[:1])] = (metrics["correct"] - first) / metrics["examples"]
             point["+".join(self._attacks())] = entry["accuracy"]
             point["interval"] = [entry["low"], entry["high"]]

@@ -94,7 +94,8 @@ def channel_groups(network: Network, data: Signature) -> tuple[Channels, ...]:
     try:
         graph = _Tracer().trace(network)
     except Exception as problem:  # code that needs values raises nearly anything when it is traced
-        raise ValueError(f"{what}: {str(problem).strip().partition(chr(10))[0]}") from None
+        why = str(problem).strip().partition("\n")[0].partition(". ")[0]
+        raise ValueError(f"{what}: its code cannot be traced ({why})") from None
     followed = _Followed(fx.GraphModule(copy.deepcopy(network).to("meta").eval(), graph))
     try:
         followed.run(torch.empty(1, data.channels, data.height, data.width, device="meta"))

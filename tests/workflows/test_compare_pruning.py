@@ -58,7 +58,7 @@ RECIPE: dict[str, Any] = {
     "epochs": 6,
     "sparsities": [SPARSITY],
     "methods": METHODS,
-    "attacks": [{"kind": "fgsm"}, {"kind": "pgd", "steps": 2}],
+    "attacks": [{"kind": "pgd", "steps": 2}, {"kind": "fgsm"}],
     "epsilons": [0.1],
     "examples": 20,
     "corruptions": ["contrast"],
@@ -127,14 +127,18 @@ def test_masks_differ_and_their_weights_are_dead(compared: tuple[ComparePruning,
 def test_the_table_says_where_each_method_stands(compared: tuple[ComparePruning, list[Finished]]) -> None:
     workflow, finished = compared
     report = workflow.report(finished)
-    assert list(report.columns[2:]) == ["kept %", "clean", "fgsm", "fgsm+pgd", "corruption", "cost %"]
+    assert list(report.columns[2:]) == ["kept %", "clean", "pgd", "pgd+fgsm", "corruption", "cost %"]
     rows = {row[0]: row for row in report.rows}
     assert rows["lrr"][1] == "after, iterative, unstructured, global, magnitude, learning-rate-rewind"
     assert rows["channels"][1].startswith("after, one-shot, channels, layerwise, l1 norm")
     assert rows["dense"][-1] == "100"
     assert all(all(cell for cell in row[2:]) for row in report.rows)
+    by_key = {step.step.key: step.metrics for step in finished}
     for point in report.results:
-        assert point["fgsm+pgd"] <= point["fgsm"] <= point["clean"]
+        (entry,) = by_key[point["step"]]["robust"]
+        assert point["pgd+fgsm"] == entry["accuracy"] <= point["pgd"] <= point["clean"]
+        assert point["pgd"] == pytest.approx(point["clean"] - entry["broken_by"]["pgd"] / 20)
+    assert any(point["pgd"] < point["clean"] for point in report.results)
 
 
 def test_a_subset_shares_its_steps_with_the_whole_and_controls_stand_beside(tmp_path: Path) -> None:
