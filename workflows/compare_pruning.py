@@ -19,12 +19,14 @@ from tasks.measuring.corrupted import EvaluateCorrupted
 from tasks.measuring.evaluate import names_of
 from workflows.chain import Ticket
 from workflows.evaluate import OrBenchmark
-from workflows.measured import Control, Measured, notes_on, seeded, spread
+from workflows.measured import Control, Measured, cost_note, current, seeded, spread
 from workflows.pruning_methods import Contest, PruningMethod
-from workflows.report import Curve, Report
+from workflows.report import Curve, Report, Section
 from workflows.subjects import Name, at_path, require_no_teacher
 
 TRAINED, DENSE = "trained", "dense"
+MEASURED = ("evaluate", "evaluate-corrupted", "compact")
+"""What is asked for once of each network."""
 
 
 class ComparePruning(Measured):
@@ -143,8 +145,9 @@ class ComparePruning(Measured):
     def report(self, finished: Sequence[Finished]) -> Report:
         """One row for each method and density, in the taxonomy of the benchmark."""
         by_key = {step.step.key: step for step in finished}
-        points = [self._point(step, by_key) for step in finished if step.kind == "evaluate"]
-        corrupted = {_place(step): step for step in finished if step.kind == "evaluate-corrupted"}
+        measured = list(current([step for step in finished if step.kind in MEASURED]))
+        points = [self._point(step, by_key) for step in measured if step.kind == "evaluate"]
+        corrupted = {_place(step): step for step in measured if step.kind == "evaluate-corrupted"}
         for point in points:
             if (step := corrupted.get((point["method"], point["sparsity"], point["replicate"]))) is not None:
                 point["corruption"] = step.metrics["mean_given"]
@@ -165,11 +168,12 @@ class ComparePruning(Measured):
             notes=[
                 f"cost: sample-steps behind the network, in percent of the {self._budget():,} of its budget",
                 *self._about_attacks(),
-                *notes_on(finished, self.replicates),
+                cost_note(finished, self.replicates),
                 "sparsity of weights is a mask on dense kernels: any speed-up by it would be simulated",
-                *(_smaller(step) for step in finished if step.kind == "compact"),
+                *(_smaller(step) for step in measured if step.kind == "compact"),
             ],
             curves=list(self._curves(points, names)),
+            sections=[section for section in (_warnings(measured),) if section.rows],
             x_label="weights kept, %",
             y_label="test accuracy, %",
         )
@@ -253,6 +257,16 @@ def _behind(step: Finished, by_key: Mapping[str, Finished]) -> int:
                 seen[key] = by_key[key]
                 waiting.append(by_key[key])
     return sum(each.metrics.get("sample_steps", 0) for each in seen.values())
+
+
+def _warnings(measured: Sequence[Finished]) -> Section:
+    """Which figures are not to be trusted, and why."""
+    rows = [
+        [*map(str, _place(step)), step.at.get("control", "ticket"), warning]
+        for step in measured
+        for warning in step.metrics.get("warnings", [])
+    ]
+    return Section("Not to be trusted", ["method", "sparsity", "replicate", "network", "why"], rows)
 
 
 def _smaller(compact: Finished) -> str:

@@ -15,6 +15,7 @@ from tasks.component import kind_of
 from tasks.corruptions import BENCHMARK
 from tasks.measuring.compare import paired
 from tasks.measuring.outcomes import FILE, Outcomes
+from workflows.measured import current
 from workflows.report import Curve, Report, Section
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def report_on(evaluation: EvaluateModels, finished: Sequence[Finished]) -> Repor
         evaluation: the workflow.
         finished: its steps.
     """
-    finished = list(_current(finished))
+    finished = list(current(finished))
     merged = {step.at["model"]: step for step in finished if step.kind == "merge-outcomes"}
     merged = {name: merged[name] for name in evaluation.models if name in merged}
     points = [point for name, step in merged.items() for point in _points(name, step)]
@@ -53,16 +54,6 @@ def report_on(evaluation: EvaluateModels, finished: Sequence[Finished]) -> Repor
         y_label=f"{evaluation.split} accuracy, %",
         linear=True,
     )
-
-
-def _current(finished: Sequence[Finished]) -> Iterator[Finished]:
-    """The first step of each kind at each place: those after it were named by an earlier version of the code."""
-    seen = set[tuple[Any, ...]]()
-    for step in finished:
-        place = (step.kind, *sorted(step.at.items()))
-        if place not in seen:
-            seen.add(place)
-            yield step
 
 
 def _points(name: str, step: Finished) -> Results:

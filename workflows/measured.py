@@ -107,10 +107,23 @@ def _seed(*purpose: int | str) -> int:
     return seed_of(*purpose) % 2**31
 
 
+def current(finished: Sequence[Finished]) -> Iterator[Finished]:
+    """The first step of each kind at each place: those after it were named by an earlier version of the code.
+
+    Only of kinds that a workflow asks for once at a place.
+    """
+    seen = set[tuple[Any, ...]]()
+    for step in finished:
+        place = (step.kind, *sorted(step.at.items()))
+        if place not in seen:
+            seen.add(place)
+            yield step
+
+
 def evaluations(finished: Sequence[Finished]) -> Iterator[tuple[Finished, Finished]]:
     """Every evaluation, with the training of the network that it measured."""
     trained = {step.step.key: step for step in finished if step.kind == "train"}
-    for step in finished:
+    for step in current(finished):
         if step.kind == "evaluate":
             source = trained.get(step.step.manifest["inputs"]["trained"])
             if source is not None:
@@ -130,8 +143,13 @@ def cost_of(finished: Sequence[Finished]) -> int:
     return sum(step.metrics.get("sample_steps", 0) for step in finished)
 
 
-def notes_on(finished: Sequence[Finished], replicates: int) -> list[str]:
-    """What a table needs said below it."""
-    warnings: set[Any] = {warning for step in finished for warning in step.metrics.get("warnings", [])}
+def cost_note(finished: Sequence[Finished], replicates: int) -> str:
+    """What a table needs said of its figures and their price."""
     ranges = "± half the range over replicates; " if replicates > 1 else ""
-    return [f"{ranges}{cost_of(finished):,} sample-steps of training", *sorted(warnings)]
+    return f"{ranges}{cost_of(finished):,} sample-steps of training"
+
+
+def notes_on(finished: Sequence[Finished], replicates: int) -> list[str]:
+    """The same, and every warning of an evaluation."""
+    warnings: set[Any] = {warning for step in finished for warning in step.metrics.get("warnings", [])}
+    return [cost_note(finished, replicates), *sorted(warnings)]

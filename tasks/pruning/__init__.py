@@ -40,6 +40,10 @@ class Saliency(Component):
         """
         raise NotImplementedError
 
-    def sample_steps(self, network: Candidate) -> int:
-        """What one scoring costs: training examples times forward-and-backward passes."""
+    def sample_steps(self, examples: Examples) -> int:
+        """What one scoring costs: training examples times forward-and-backward passes.
+
+        Args:
+            examples: the training split.
+        """
         return 0

@@ -80,9 +80,9 @@ class GAP(Saliency):
             scores = {name: -gradient.abs() for name, gradient in gradients.items()}
         return _untied(scores, network)
 
-    def sample_steps(self, network: Candidate) -> int:
+    def sample_steps(self, examples: Examples) -> int:
         """A pass for each step of the attack, and one for the kernels."""
-        return (self.steps + 1) * (self.examples or len(network.examples))
+        return (self.steps + 1) * (self.examples or len(examples))
 
     def _attacked(self, network: Candidate, rows: torch.Tensor) -> Iterator[Batch]:
         """Adversarial images of these examples."""

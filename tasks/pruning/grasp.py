@@ -59,9 +59,9 @@ class GraSP(Saliency):
                 total += product
         return {name: network.weights[name] * product.cpu() / len(rows) for name, product in products.items()}
 
-    def sample_steps(self, network: Candidate) -> int:
+    def sample_steps(self, examples: Examples) -> int:
         """Three passes: one for the gradient, and two through each other for its product with the Hessian."""
-        return 3 * self.per_class * len(np.unique(network.examples.labels.numpy()))
+        return 3 * self.per_class * len(np.unique(examples.labels.numpy()))
 
     def _balanced(self, examples: Examples, seed: int) -> torch.Tensor:
         """Places of the examples, `per_class` of each class."""

@@ -38,6 +38,6 @@ class MagnitudeGradient(Saliency):
         """
         return magnitude_times_gradient(network, self.examples)
 
-    def sample_steps(self, network: Candidate) -> int:
+    def sample_steps(self, examples: Examples) -> int:
         """One pass over the examples."""
-        return self.examples or len(network.examples)
+        return self.examples or len(examples)

@@ -123,7 +123,7 @@ class Prune(Task):
             candidate = Candidate(alive, mask, chance, model, examples, images)
             with seeded_model(device_of(self.gpus), self.seed, "layers", each):
                 scores = self.saliency.score(candidate)
-            cost += self.saliency.sample_steps(candidate)
+            cost += self.saliency.sample_steps(examples) if examples is not None else 0
             mask = _pruned(mask, scores, quotas, before, each / rounds)
             context.progress(each, rounds)
         self._check(before, mask)

@@ -40,6 +40,6 @@ class SNIP(Saliency):
         """
         return magnitude_times_gradient(network, self.examples)
 
-    def sample_steps(self, network: Candidate) -> int:
+    def sample_steps(self, examples: Examples) -> int:
         """One pass over the batch."""
         return self.examples

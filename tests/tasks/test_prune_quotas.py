@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.data import Examples
 from tasks.models.initialise import initialise
 from tasks.models.lenet import LeNet300100
 from tasks.models.weights import load_weights, weights_to_bytes
@@ -49,8 +50,8 @@ class Witness(Saliency):
         self.seen.append((network, state, network.model.training))
         return {name: weight.abs() for name, weight in network.weights.items()}
 
-    def sample_steps(self, network: Candidate) -> int:
-        return len(network.examples)
+    def sample_steps(self, examples: Examples) -> int:
+        return len(examples)
 
 
 @pytest.mark.parametrize("scope", ["global", "layerwise", "uniform", "erk"])

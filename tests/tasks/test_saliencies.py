@@ -160,7 +160,7 @@ def test_grasp_draws_as_many_of_each_class_however_rare_it_is() -> None:
     rows = GraSP(per_class=3)._balanced(network.examples, 0)
     assert labels[rows].tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert len(rows.unique()) == 9
-    assert GraSP(per_class=3).sample_steps(network) == 3 * 9
+    assert GraSP(per_class=3).sample_steps(network.examples) == 3 * 9
 
 
 def by_hand(body: nn.Sequential, channels: int, side: int) -> Candidate:
@@ -277,7 +277,7 @@ def test_gap_ranks_by_the_gradient_at_the_strongest_images_of_the_true_labels(va
             "layer": gradient.abs(),
         }[variant]
         assert torch.allclose(scores[name], -first.double(), atol=1e-6)
-    assert saliency.sample_steps(network) == 6 * 30
+    assert saliency.sample_steps(network.examples) == 6 * 30
 
 
 def test_gap_breaks_the_ties_of_dead_weights_at_random_between_the_signs() -> None:

@@ -32,7 +32,7 @@ METHODS: dict[str, Any] = {
     "layerwise": {"kind": "after-training", "scope": "layerwise"},
     "uniform": {"kind": "after-training", "scope": "uniform"},
     "fine-tuned": {"kind": "after-training", "retraining": "fine-tune", "fine_tune_rate": 0.01},
-    "magnitude-gradient": {"kind": "after-training", "saliency": "magnitude-gradient"},
+    "magnitude-gradient": {"kind": "after-training", "saliency": {"kind": "magnitude-gradient", "examples": 40}},
     "gap": {"kind": "after-training", "saliency": GAP},
     "gap-parameter": {"kind": "after-training", "saliency": {**GAP, "variant": "global-times-parameter"}},
     "gap-layer": {"kind": "after-training", "saliency": {**GAP, "variant": "layer"}, "scope": "layerwise"},
@@ -104,8 +104,9 @@ def test_all_meet_the_density_and_stay_within_the_budget(points: dict[str, Mappi
         if name in ("dense", "channels"):
             continue
         assert point["density"] == pytest.approx(1 - SPARSITY, abs=1e-4), name
-        scoring = 200 * 3 if name.startswith(("gap", "magnitude-gradient", "snip", "grasp", "synflow")) else 0
-        assert 0.75 * budget <= point["sample_steps"] <= budget + scoring, name
+        # Less by what rounding to whole epochs loses in two trainings.
+        assert budget - 2 * 2 * 200 <= point["sample_steps"] <= budget, name
+    assert points["snip"]["sample_steps"] == 5 * 200 * 2 + 128, "scores are paid for out of the same budget"
     assert 0.1 < points["channels"]["density"] <= 1 - SPARSITY
     assert points["dense"]["density"] == 1
 

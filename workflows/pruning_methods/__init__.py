@@ -50,6 +50,11 @@ class Contest:
         """Sample-steps of so many epochs."""
         return epochs * len(self.train.data.load("train")) * objective.passes()
 
+    def scoring(self, prune: Prune) -> int:
+        """Sample-steps that the scores of a pruning take."""
+        saliency = prune.saliency
+        return (prune.rounds or saliency.rounds) * saliency.sample_steps(self.train.data.load("train"))
+
     def prune(self, **fields: Any) -> Prune:
         """A pruning to the density of the contest."""
         pruning = Prune.model_validate({**fields, "density": self.density, "threads": self.train.threads})

@@ -18,7 +18,8 @@ from workflows.pruning_methods import Contest, PruningMethod, Taxonomy
 class AfterTraining(PruningMethod):
     """Trains, prunes, retrains, `levels` times (Han et al. 2015; IMP: Frankle & Carbin 2019; LRR: Renda et al. 2020).
 
-    One level is one-shot pruning. The budget is divided evenly among the dense training and those of the levels.
+    One level is one-shot pruning. What scores leave of the budget is divided evenly among the dense training and those
+    of the levels.
     """
 
     kind: Literal["after-training"] = "after-training"
@@ -61,8 +62,8 @@ class AfterTraining(PruningMethod):
         return list(chain.tickets(flow, chain.train))[-1]
 
     def _chain(self, contest: Contest) -> IMP:
-        epochs = contest.epochs // (self.levels + 1)
         prune = contest.prune(saliency=self.saliency, scope=self.scope, output_layer=self.output_layer)
+        epochs = contest.epochs_left(self.levels * contest.scoring(prune), contest.train.objective) // (self.levels + 1)
         return IMP(
             train=contest.training(epochs),
             prune=prune,

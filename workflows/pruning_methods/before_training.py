@@ -10,6 +10,7 @@ from cluster.flow import Flow
 from tasks.component import kind_of
 from tasks.pruning import Saliency
 from tasks.pruning.magnitude import Magnitude
+from tasks.training.train import Train
 from workflows.chain import Ticket
 from workflows.pruning_methods import Contest, PruningMethod, Taxonomy
 
@@ -34,14 +35,20 @@ class BeforeTraining(PruningMethod):
 
     def check(self, contest: Contest) -> None:
         """Counts what each layer keeps."""
+        self._train(contest)
         contest.check_prune(contest.prune(**self._pruning()))
 
     async def ticket(self, flow: Flow, contest: Contest) -> Ticket:
-        """The network, trained under its mask for the whole budget."""
+        """The network, trained under its mask."""
         initial = flow.step(contest.training(contest.epochs, stop_at=0))
         mask = flow.step(contest.prune(**self._pruning()), trained=initial)
-        train = contest.training(contest.epochs)
+        train = self._train(contest)
         return Ticket(flow, 1, train, None, mask, flow.step(train, mask=mask))
+
+    def _train(self, contest: Contest) -> Train:
+        """For what scoring leaves of the budget."""
+        scoring = contest.scoring(contest.prune(**self._pruning()))
+        return contest.training(contest.epochs_left(scoring, contest.train.objective))
 
     def _pruning(self) -> dict[str, Any]:
         fields = ("saliency", "scope", "output_layer", "rounds")
