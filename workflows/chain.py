@@ -11,11 +11,11 @@ from pydantic import Field, model_validator
 
 from cluster.flow import Flow, Handle
 from tasks.models.prunable import output_layer, prunable
-from tasks.pruning.prune import Prune, survivors
+from tasks.pruning.prune import Prune
 from tasks.schedules.constant import Constant
 from tasks.training.train import Train
 from workflows import Workflow
-from workflows.subjects import at_path, require_no_teacher, without_weights
+from workflows.subjects import at_path, check_sparsifier, require_no_teacher, without_weights
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Ticket:
     """The training."""
     teacher: Handle | None = None
     """What it learned from beside its data, if its objective learns from a network."""
+    dense: Handle | None = None
+    """What a network under another mask starts from, where `start` is sparse already: it would find zeros there."""
 
 
 class Chain(Workflow):
@@ -87,6 +89,7 @@ class Chain(Workflow):
         with at_path("train.data"):
             train.data.load("validation")
         examples = train.data.load("train")
+        check_sparsifier(train)
         if self.prune is not None:
             with at_path("prune"):
                 self.prune.saliency.check(examples)
@@ -111,55 +114,50 @@ class Chain(Workflow):
         shapes = {name: kernel.shape for name, kernel in prunable(network).items()}
         sizes = {name: shape.numel() for name, shape in shapes.items()}
         total, output_name = sum(sizes.values()), output_layer(network)
-        if self.prune.density is not None:
+        level, kept = 0, dict(sizes)
+        while self._goes_on(level, (left := sum(kept.values())) / total):
             with at_path("prune"):
-                for level in range(1, (self.levels or 1) + 1):
-                    quotas = self.pruning(train, level).quotas(shapes, sizes, output_name)
-                    spared = sizes[output_name] if self.prune.output_layer == "exclude" else 0
-                    yield (sum(stay for _, stay in quotas) + spared) / total
-            return
-        spared = sizes[output_name]
-        own = self.prune.output_layer != "include"
-        ranked, output = (total - spared, spared) if own else (total, 0)
-        level, fraction = 0, self.prune.fraction or 0
-        while self._goes_on(level, density := (ranked + output) / total):
-            if self.prune.output_layer == "half":
-                output = survivors(output, fraction / 2)
-            fewer = survivors(ranked, fraction)
-            if fewer == ranked or fewer == 0:
+                quotas = self.pruning(train, level + 1).quotas(shapes, kept, output_name)
+            for names, stay in quotas:
+                # Of kernels that are ranked together only the sum is known.
+                kept |= dict.fromkeys(names, 0) | {names[0]: stay}
+            if sum(kept.values()) == left or not all(stay for _, stay in quotas):
                 wanted = f"sparsity {self.sparsity}" if self.sparsity else f"level {self.levels}"
                 raise ValueError(
                     f"{'sparsity' if self.sparsity else 'levels'}: {wanted} is out of reach; pruning ends at level "
-                    f"{level}, sparsity {1 - density:.4f}, with {ranked + output} of {total} weights left"
+                    f"{level}, sparsity {1 - left / total:.4f}, with {left} of {total} weights left"
                 )
-            ranked, level = fewer, level + 1
-            yield (ranked + output) / total
+            level += 1
+            yield sum(kept.values()) / total
 
-    def tickets(self, flow: Flow, train: Train, start: Handle | None = None) -> Iterator[Ticket]:
+    def tickets(self, flow: Flow, train: Train, start: Handle | None = None, extra_epochs: int = 0) -> Iterator[Ticket]:
         """The dense network and those of every level, asked for one after the other (Frankle & Carbin 2019, Alg. 2).
 
         Args:
             flow: where the chain stands.
             train: how each is trained.
             start: the initial weights; those that `train` draws unless given.
+            extra_epochs: by which the last training is longer.
         """
         if self.rewind_step:
             start = flow.step(train.model_copy(update={"stop_at": self.rewind_step}), start=start)
         depth = len(list(self.densities(train)))
-        mask = None
+        mask, dense = None, None
         for level in range(depth + 1):
             here = flow.at(level=level) if self.prune is not None else flow
+            if level == depth and extra_epochs:
+                train = train.model_copy(update={"epochs": train.epochs + extra_epochs})
             trained = here.step(train, start=start, mask=mask)
-            yield Ticket(here, level, train, start, mask, trained)
+            yield Ticket(here, level, train, start, mask, trained, dense=dense)
             if self.retraining != "rewind":
-                start, train = trained, self._retrained(train)
+                start, train, dense = trained, self._retrained(train), dense or trained
             if level < depth:
                 mask = here.step(self.pruning(train, level + 1), trained=trained, mask=mask)
 
     def pruning(self, train: Train, level: int) -> Prune:
         """What one level removes; on the way to a density every level leaves the same share of what it finds."""
         assert self.prune is not None  # there are no levels without it
-        prune = self.prune.beside(train.data, train.architecture)
+        prune = self.prune.beside(train.data, train.architecture, train.seed)
         if prune.density is None or self.levels is None:
             return prune
         return prune.model_copy(update={"density": prune.density ** (level / self.levels)})

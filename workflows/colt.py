@@ -112,6 +112,11 @@ class Colt(Measured):
                     f"{self.parts} class ranges of {classes} classes need output layers of different sizes, and the "
                     f"networks have one start; allowed: {allowed}"
                 )
+            if parts[0].data.signature().classes < 2:
+                raise ValueError(
+                    f"{self.parts} class ranges of {classes} classes leave one class to each, and nothing to learn; "
+                    f"allowed: up to {classes // 2}"
+                )
         for part in parts:
             with at_path(f"partitions: {strategy}"):
                 self.prune.saliency.check(part.data.load("train"))
@@ -126,6 +131,8 @@ class Colt(Measured):
             require_same_body(*bodies)
         except ValueError as misfit:
             raise ValueError(f"images of {_shape(there)} need another network than {_shape(here)}: {misfit}") from None
+        if data == self.train.data:
+            raise ValueError("these are the data that the tickets are found on; leave them out")
         data.load("train")
         data.load("validation")
         count_of(data, "test", self.examples)
@@ -166,7 +173,8 @@ class Colt(Measured):
             for index, part in enumerate(parts):
                 own = here.at(part=index)
                 trained = own.step(part, start=start, mask=mask)
-                pruned[f"part{index}"] = own.step(self.pruning(part, index), trained=trained, mask=mask)
+                pruning = self.prune.beside(part.data, part.architecture, part.seed)
+                pruned[f"part{index}"] = own.step(pruning, trained=trained, mask=mask)
             mask = here.step(IntersectMasks(spared=(self.output,)), before=mask, **pruned)
             ticket = here.step(self.ready(train, train.data), start=initial, mask=mask)
             density, done = (await ticket)["density"], done + 1
@@ -207,11 +215,6 @@ class Colt(Measured):
             )
             for index in range(self.parts)
         ]
-
-    def pruning(self, train: Train, index: int) -> Prune:
-        """What a round removes from the network of a part; what it draws, it draws by itself."""
-        seeded = self.prune.model_copy(update={"seed": seed_of(self.prune.seed, "part", index) % 2**31})
-        return seeded.beside(train.data, train.architecture)
 
     def ready(self, train: Train, data: Dataset, init_seed: int | None = None) -> FreshHead:
         """The initial network made ready for these data; tickets on all data have one and the same output layer."""

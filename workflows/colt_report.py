@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,22 @@ def _searches(colt: Colt, finished: Sequence[Finished], rounds: Points) -> Itera
                 continue
             last = max(each["round"] for each in own)
             steps = [step for step in finished if step.at.get("replicate") == replicate and _searched(step, arm, last)]
-            yield {"what": "search", "replicate": replicate, "arm": arm, "rounds": last, "sample_steps": cost_of(steps)}
+            yield {
+                "what": "search",
+                "replicate": replicate,
+                "arm": arm,
+                "rounds": last,
+                "exact_rounds": _rounds_to(1 - colt.sparsity, own),
+                "sample_steps": cost_of(steps),
+            }
+
+
+def _rounds_to(density: float, rounds: Points) -> float:
+    """Rounds to exactly this density: the last one overshoots it, and in a round the density falls by a factor."""
+    falls: dict[int, float] = {0: 1.0} | {each["round"]: each["density"] for each in rounds}
+    last = max(falls)
+    before, after = falls[last - 1], falls[last]
+    return last - 1 + math.log(before / density) / math.log(before / after)
 
 
 def _searched(step: Finished, arm: str, last: int) -> bool:
@@ -127,7 +143,7 @@ def _searched(step: Finished, arm: str, last: int) -> bool:
 
 
 def _effort(arms: Sequence[str], searches: Points, rounds: Points) -> Iterator[Section]:
-    of_imp = [each["rounds"] for each in searches if each["arm"] == "imp"]
+    of_imp = [each["exact_rounds"] for each in searches if each["arm"] == "imp"]
     rows = []
     for arm in arms[1:]:
         took = [each for each in searches if each["arm"] == arm]
@@ -139,7 +155,7 @@ def _effort(arms: Sequence[str], searches: Points, rounds: Points) -> Iterator[S
             [
                 _name(arm),
                 f"{count:g}",
-                f"{count / mean(of_imp):.2f}" if of_imp else "",
+                f"{mean(each['exact_rounds'] for each in took) / mean(of_imp):.2f}" if of_imp else "",
                 f"{mean(each['sample_steps'] for each in took):,.0f}",
                 *(_range(own, name) for name in ("survival", "overlap", "chance", "chance_in_layers")),
             ]
@@ -155,6 +171,10 @@ def _effort(arms: Sequence[str], searches: Points, rounds: Points) -> Iterator[S
 def _notes(colt: Colt) -> Iterator[str]:
     fraction = colt.prune.fraction or 0
     low, high = max(0.0, 1 - colt.parts * fraction), 1 - fraction
+    yield (
+        f"of IMP's: rounds to a sparsity of exactly {colt.sparsity:g}, interpolated within the last; accuracies are at "
+        "the densities given"
+    )
     yield (
         f"in a round each of {colt.parts} networks prunes {100 * fraction:g} % of what is left outside the output "
         f"layer, so {100 * low:g} to {100 * high:g} % of it survive; overlap: the share of what one prunes that the "

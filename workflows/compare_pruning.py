@@ -148,7 +148,7 @@ class ComparePruning(Measured):
         measured = list(current([step for step in finished if step.kind in MEASURED]))
         points = [self._point(step, by_key) for step in measured if step.kind == "evaluate"]
         corrupted = {_place(step): step for step in measured if step.kind == "evaluate-corrupted"}
-        for point in points:
+        for point in (each for each in points if each["arm"] == "ticket"):
             if (step := corrupted.get((point["method"], point["sparsity"], point["replicate"]))) is not None:
                 point["corruption"] = step.metrics["mean_given"]
         names = self._columns()

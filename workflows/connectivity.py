@@ -63,6 +63,8 @@ class Connectivity(Chain):
         require_rising("rewind_steps", self.rewind_steps)
         if self.rewind_step or self.retraining != "rewind":
             raise ValueError("networks part where they are rewound to: give rewind_steps, no rewind_step or retraining")
+        if self.train.sparsifier is not None:
+            raise ValueError("train.sparsifier: networks are compared under one mask or none; leave it out")
         if self.train.stop_at is not None:
             raise ValueError("train.stop_at: connectivity compares finished networks; leave it out")
         return self

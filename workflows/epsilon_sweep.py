@@ -113,6 +113,8 @@ class EpsilonSweep(Chain):
     def _trains_to_the_end(self) -> Self:
         if self.train.stop_at is not None:
             raise ValueError("train.stop_at: a sweep attacks finished networks; leave it out")
+        if self.train.sparsifier is not None:
+            raise ValueError("train.sparsifier: sparse networks come from prune or masks here; leave it out")
         if self.every > 1 and self.prune is None:
             raise ValueError("every chooses levels of a pruning chain and needs prune")
         return self

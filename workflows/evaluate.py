@@ -31,6 +31,7 @@ from workflows.subjects import (
     StoredStep,
     Subject,
     at_path,
+    check_sparsifier,
     count_of,
     require_no_teacher,
     subject_of,
@@ -128,6 +129,7 @@ class EvaluateModels(Workflow):
                     model.check()
                 else:
                     require_no_teacher(model)
+                    check_sparsifier(model)
                     model.data.load("train")
             with at_path(f"attacks on {name}"):
                 self.check_attacks(network)

@@ -87,7 +87,7 @@ class Measured(Workflow):
             if control == "reinit":
                 start, train = None, scratch.model_copy(update={"init_seed": _seed(scratch.init_seed, "reinit")})
             else:
-                scope = SHUFFLED[control]
+                start, scope = ticket.dense or start, SHUFFLED[control]
                 mask = here.step(ShuffleMask(seed=_seed(replicate, "shuffle"), scope=scope), mask=mask)
             trained = here.step(train, start=start, mask=mask, teacher=ticket.teacher)
             yield here.step(self.measurement(train), trained=trained)

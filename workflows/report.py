@@ -97,7 +97,7 @@ class Report:
 
     def _figure(self) -> bytes:
         from matplotlib.figure import Figure  # half a second, and most commands draw nothing
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
         figure = Figure(figsize=(8.5, 4.2), layout="constrained")
         axes = figure.subplots()
@@ -117,6 +117,8 @@ class Report:
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             axes.xaxis.set_minor_locator(NullLocator())
+        elif all(float(x).is_integer() for curve in self.curves for x, _ in curve.points):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no round 2.5
         axes.set(title=self.title, xlabel=self.x_label, ylabel=self.y_label)
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right center", fontsize="small", frameon=False)

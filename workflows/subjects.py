@@ -154,6 +154,17 @@ def require_no_teacher(train: Train) -> None:
         )
 
 
+def check_sparsifier(train: Train) -> None:
+    """Asks what sparsifies a training whether it can, of this network.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if train.sparsifier is not None:
+        with at_path("train.sparsifier"):
+            train.sparsifier.check(without_weights(train.architecture, train.data.signature()))
+
+
 @contextmanager
 def at_path(path: str) -> Iterator[None]:
     """Puts the path of a field before what is wrong with it, in one line."""

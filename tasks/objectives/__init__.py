@@ -32,6 +32,11 @@ class Objective(Component):
         return False
 
     @property
+    def moves_weights(self) -> bool:
+        """Whether it takes the loss at other weights than the network's."""
+        return False
+
+    @property
     def taught(self) -> bool:
         """Whether it learns from another network, `Moment.teacher`."""
         return False

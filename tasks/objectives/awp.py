@@ -57,6 +57,11 @@ class AWP(Around):
             )
         return self
 
+    @property
+    def moves_weights(self) -> bool:
+        """It does."""
+        return True
+
     def passes(self) -> int:
         """Those of the objective inside, its loss taken twice; the warm-up is not told apart."""
         inside = self.objective

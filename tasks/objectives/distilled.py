@@ -51,8 +51,11 @@ class Distilled(Around):
         return True
 
     def passes(self) -> int:
-        """Those of the objective inside, and one of the teacher."""
-        return self.objective.passes() + 1
+        """Those of the objective inside; the teacher's go no way back and are not counted."""
+        inside = self.objective
+        if isinstance(inside, Adversarial):
+            return inside.attack_passes() + inside.outer_passes()
+        return inside.passes()
 
     def loss(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, moment: Moment) -> torch.Tensor:
         """The weighted mean of both.

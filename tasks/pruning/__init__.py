@@ -17,6 +17,9 @@ class Saliency(Component):
     sees: ClassVar[Literal["weights", "network", "data"]] = "weights"
     """What it looks at: the kernels alone, the network around them too, or training examples as well."""
 
+    draws: ClassVar[bool] = False
+    """Whether chance has a part in its scores."""
+
     rounds: ClassVar[int] = 1
     """Into how many rounds a pruning is divided, each with scores of its own, unless the pruning says otherwise."""
 

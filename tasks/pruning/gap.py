@@ -37,6 +37,7 @@ class GAP(Saliency):
 
     kind: Literal["gap"] = "gap"
     sees: ClassVar = "data"
+    draws: ClassVar = True
 
     variant: Literal["global", "global-times-parameter", "layer"] = "global"
     """What ranks the weights. Scores of `layer` are for a scope that ranks every layer by itself."""

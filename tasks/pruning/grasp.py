@@ -28,6 +28,7 @@ class GraSP(Saliency):
 
     kind: Literal["grasp"] = "grasp"
     sees: ClassVar = "data"
+    draws: ClassVar = True
 
     per_class: int = Field(default=10, ge=1)
     """Training images of each class."""

@@ -75,6 +75,11 @@ class Hydra(Task):
     def _learns_by_itself(self) -> Self:
         if self.objective.taught:
             raise ValueError(f"objective: {kind_of(type(self.objective))} learns from a teacher, and hydra has none")
+        if self.objective.moves_weights:
+            raise ValueError(
+                f"objective: {kind_of(type(self.objective))} moves weights, and those of hydra stand still; give the "
+                "objective inside it"
+            )
         return self
 
     def run(self, context: Context, **inputs: Stored) -> Result:

@@ -22,6 +22,7 @@ class MagnitudeGradient(Saliency):
 
     kind: Literal["magnitude-gradient"] = "magnitude-gradient"
     sees: ClassVar = "data"
+    draws: ClassVar = True
 
     examples: int | None = Field(default=None, ge=1)
     """How many training images, drawn evenly over the classes; all unless given."""

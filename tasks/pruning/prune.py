@@ -81,16 +81,22 @@ class Prune(Task):
             )
         return self
 
-    def beside(self, data: Dataset, architecture: Architecture) -> Self:
+    def beside(self, data: Dataset, architecture: Architecture, seed: int = 0) -> Self:
         """The same pruning, told of the network and its data if its saliency looks at them.
 
         What it does not look at stays out, and so out of its identity.
+
+        Args:
+            data: what the network learns.
+            architecture: the network.
+            seed: of the training, added to that of the pruning if the saliency draws: replicates draw by themselves.
         """
         sees = self.saliency.sees
         return self.model_copy(
             update={
                 "data": None if sees == "weights" else data,
                 "architecture": None if sees == "weights" else architecture,
+                "seed": self.seed + seed if self.saliency.draws else self.seed,
             }
         )
 

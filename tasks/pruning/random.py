@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -14,6 +14,7 @@ class Random(Saliency):
     """Random scores, uniform and independent of the weights (baseline of Gale et al. 2019)."""
 
     kind: Literal["random"] = "random"
+    draws: ClassVar = True
 
     def score(self, network: Candidate) -> dict[str, torch.Tensor]:
         """Uniform scores in [0, 1), drawn kernel by kernel in the mask's order."""

@@ -24,6 +24,7 @@ class SNIP(Saliency):
 
     kind: Literal["snip"] = "snip"
     sees: ClassVar = "data"
+    draws: ClassVar = True
 
     examples: int = Field(default=128, ge=1)
     """Training images of the batch, drawn evenly over the classes."""

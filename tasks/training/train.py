@@ -110,6 +110,11 @@ class Train(Task):
     def _sparsifies_to_the_end(self) -> Self:
         if self.sparsifier is not None and self.stop_at is not None:
             raise ValueError("sparsifier: its state is not kept at a rewind point: leave out stop_at")
+        if self.sparsifier is not None and self.robust_validation is not None and self.robust_validation.patience:
+            raise ValueError(
+                "robust_validation.patience: it may end the training before the sparsifier has done its work; leave it "
+                "out"
+            )
         if self.sparsifier is not None and self.sparsifier.prunes and self.guard is not None:
             raise ValueError(
                 f"guard: {kind_of(type(self.sparsifier))} prunes during training, and there is no going back to denser "

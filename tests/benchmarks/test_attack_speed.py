@@ -1,7 +1,7 @@
 """What attacks cost beside the libraries that people use now.
 
-Run with `-m benchmark -s`. All attack the same images with the same model on one thread, taking turns, and medians of
-processor time are compared. Each library is skipped where it is not installed: `pip install pyautoattack foolbox
+Run with `-n 0 -m benchmark -s`. All attack the same images with the same model on one thread, taking turns, and medians
+of processor time are compared. Each library is skipped where it is not installed: `pip install pyautoattack foolbox
 adversarial-robustness-toolbox`, and without their dependencies, whose pins are in the way, `pip install --no-deps
 torchattacks adv-lib` (adv-lib imports `visdom`). The networks are trained on MNIST in `HEDGEROW_DATA`, or on
 `mnist-mini`.

@@ -1,4 +1,4 @@
-"""The rounds of COLT with two parts: two workers beside one, in turn. Run with `-m benchmark -s`."""
+"""The rounds of COLT with two parts: two workers beside one, in turn. Run with `-n 0 -m benchmark -s`."""
 
 from __future__ import annotations
 

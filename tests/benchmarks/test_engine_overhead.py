@@ -1,4 +1,4 @@
-"""What the engine adds to Ray: per step, on resuming, and in memory. Run with `-m benchmark -s`."""
+"""What the engine adds to Ray: per step, on resuming, and in memory. Run with `-n 0 -m benchmark -s`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The shipped epsilon sweep on two workers beside one, and beside attacking each of its cells on its own.
 
-Run with `-m benchmark -s`. For the same work, two workers against one begin with an empty store and the same seeds,
-taking turns, on workers that have imported torch and prepared the data; it needs two idle cores. A cell on its own is
-an `Evaluate` at its radius with the attacks of the sweep, of the same trained network: the images that went through
+Run with `-n 0 -m benchmark -s`. For the same work, two workers against one begin with an empty store and the same
+seeds, taking turns, on workers that have imported torch and prepared the data; it needs two idle cores. A cell on its
+own is an `Evaluate` at its radius with the attacks of the sweep, of the same trained network: the images that went through
 the network are counted, those of clean accuracy and of the scout included; with and without the probes for masked
 gradients, since a sweep probes a network once, and others who attack a cell would not.
 

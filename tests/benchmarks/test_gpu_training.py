@@ -1,6 +1,6 @@
 """Fast adversarial training of ResNet-18 on a GPU, beside the plain loop that a user would write.
 
-Run with `-m gpu -s`, `HEDGEROW_CIFAR10` naming a folder with CIFAR-10 as image files, `train/<class>/` and
+Run with `-n 0 -m gpu -s`, `HEDGEROW_CIFAR10` naming a folder with CIFAR-10 as image files, `train/<class>/` and
 `test/<class>/`. Both train the same network by the same algorithm, optimizer and schedule on the same images with such
 crops and flips: `Train` in bf16 and channels-last with its data on the device, and a loop over a `DataLoader` with
 torchvision's transforms in fp32. The loop has its images decoded and in memory, PyTorch's own settings (TF32 in

@@ -1,4 +1,4 @@
-"""Two replicates on two cores beside one replicate on the same session. Run with `-m benchmark -s`."""
+"""Two replicates on two cores beside one replicate on the same session. Run with `-n 0 -m benchmark -s`."""
 
 from __future__ import annotations
 

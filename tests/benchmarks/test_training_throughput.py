@@ -1,6 +1,6 @@
 """What the training task costs beside the same arithmetic without a framework, and beside a DataLoader.
 
-Run with `-m benchmark -s`. All three train LeNet-300-100 with the same optimizer on one thread, on MNIST in
+Run with `-n 0 -m benchmark -s`. All three train LeNet-300-100 with the same optimizer on one thread, on MNIST in
 `HEDGEROW_DATA` or on `mnist-mini` repeated to as many examples. They take turns, and medians of processor time are
 compared: each is one thread of one process, and what else the machine does counts as little as it can.
 

@@ -139,9 +139,8 @@ def test_ties_go_to_the_earlier_position() -> None:
         {"optimizer": Adam(learning_rate=0.01), "schedule": "cosine"},
         {"objective": PGD(epsilon=0.1, steps=2)},
         {"objective": {"kind": "free", "epsilon": 0.1, "replay": 3}},
-        {"objective": AWP(objective=PGD(epsilon=0.1, steps=1)), "augmentation": "crop-flip"},
     ],
-    ids=["sgd", "adam", "pgd", "free", "awp"],
+    ids=["sgd", "adam", "pgd", "free"],
 )
 def test_interrupted_anywhere_the_search_ends_with_the_same_bytes(fields: dict[str, Any], normed: Finished) -> None:
     task = search(architecture=Tiny(norm=True, dropout=0.5), **fields)
@@ -196,3 +195,10 @@ def test_what_cannot_be_searched_is_refused_before_any_step(dense: Finished) -> 
 def test_a_search_that_diverges_says_so(dense: Finished) -> None:
     with pytest.raises(Diverged, match="training diverged"):
         search(optimizer=SGD(learning_rate=1e38, momentum=0.9), epochs=5).run(Alone(), trained=dense)
+
+
+def test_an_objective_that_moves_weights_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="awp moves weights, and those of hydra stand still; give the objective inside"
+    ):
+        search(objective=AWP(objective=PGD(epsilon=0.1, steps=1)))

@@ -210,7 +210,7 @@ def epoch(sparsifier: Any, model: nn.Module, memory: nn.Module, number: int = 1)
 
 def test_admm_follows_its_equations(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand, two of four weights: W changes between two updates, and U then changes which ones are nearest."""
-    model, sparsifier = line(monkeypatch, 4.0, 3.0, 2.0, 1.0), ADMM(density=0.5, rho=0.5, growth=2)
+    model, sparsifier = line(monkeypatch, 4.0, 3.0, 2.0, 1.0), ADMM(density=0.5, rho=0.5, growth=2, largest=2)
     memory = sparsifier.memory(model, None)
     assert sparsifier.penalty(model, memory).item() == 0.25 * (2**2 + 1**2)
     epoch(sparsifier, model, memory)  # Z stays (4, 3, 0, 0), U becomes (0, 0, 2, 1) / 2, rho 1
@@ -218,6 +218,16 @@ def test_admm_follows_its_equations(monkeypatch: pytest.MonkeyPatch) -> None:
     model.output.weight.data = torch.tensor([[4.0, 2.5, 2.0, 1.0]])
     epoch(sparsifier, model, memory, 2)  # W + U = (4, 2.5, 3, 1.5): Z = (4, 0, 3, 0), U = (0, 2.5, 0, 1.5) / 2, rho 2
     assert sparsifier.penalty(model, memory).item() == (2.5 + 1.25) ** 2 + (2 - 3) ** 2 + (1 + 0.75) ** 2
+
+
+def test_the_pull_of_admm_grows_no_further_than_descent_can_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sparsifier = line(monkeypatch, 4.0, 3.0, 2.0, 1.0), ADMM(density=0.5, rho=0.5, growth=1.5)
+    memory = sparsifier.memory(model, None)
+    found = []
+    for turn in (1, 2, 3):
+        epoch(sparsifier, model, memory, turn)
+        found.append(memory.get_buffer("rho").item())
+    assert found == [0.75, 1, 1]
 
 
 def test_admm_keeps_the_exact_count_among_ties(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ METHODS: dict[str, Any] = {
     "imp": {"kind": "after-training", "levels": 2, "retraining": "rewind"},
     "lrr": {"kind": "after-training", "levels": 2},
     "gradual": {"kind": "gradual-pruning"},
-    "early-bird": {"kind": "early-bird-pruning", "window": 1, "distance": 0.9},
+    "early-bird": {"kind": "early-bird-pruning", "window": 1, "every": 0.5, "distance": 0.9},
     "deadwooding": {"kind": "deadwooding"},
     "admm": {"kind": "admm-pruning"},
     "hydra": {"kind": "hydra-pruning"},

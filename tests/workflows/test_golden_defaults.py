@@ -243,6 +243,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "output_layer": "include",
         "rho": 0.001,
         "growth": 1.3,
+        "largest": 1.0,
         "every": 1,
     },
     "tasks.pruning.sparsifiers.early_bird.EarlyBird": {

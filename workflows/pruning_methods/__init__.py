@@ -58,7 +58,7 @@ class Contest:
     def prune(self, **fields: Any) -> Prune:
         """A pruning to the density of the contest."""
         pruning = Prune.model_validate({**fields, "density": self.density, "threads": self.train.threads})
-        return pruning.beside(self.train.data, self.train.architecture)
+        return pruning.beside(self.train.data, self.train.architecture, self.train.seed)
 
     def check_prune(self, prune: Prune) -> None:
         """Counts what every layer of the dense network would keep, and the examples that the saliency draws.

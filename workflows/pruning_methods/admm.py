@@ -35,14 +35,18 @@ class ADMMPruning(PruningMethod):
     def check(self, contest: Contest) -> None:
         """Counts what each layer keeps."""
         self._prepared(contest)
+        self._retrained(contest)
         contest.check_prune(contest.prune(scope=self.scope))
 
     async def ticket(self, flow: Flow, contest: Contest) -> Ticket:
         """The kept weights, retrained."""
         prepared = flow.step(self._prepared(contest))
         mask = flow.step(contest.prune(scope=self.scope), trained=prepared)
-        train = contest.training(contest.epochs - contest.epochs // 2, schedule_from="zero")
+        train = self._retrained(contest)
         return Ticket(flow, 1, train, prepared, mask, flow.step(train, start=prepared, mask=mask))
+
+    def _retrained(self, contest: Contest) -> Train:
+        return contest.training(contest.epochs - contest.epochs // 2, schedule_from="zero")
 
     def _prepared(self, contest: Contest) -> Train:
         fields: dict[str, Any] = {"scope": self.scope, "rho": self.rho, "growth": self.growth}

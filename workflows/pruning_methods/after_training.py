@@ -10,6 +10,7 @@ from cluster.flow import Flow
 from tasks.component import kind_of
 from tasks.pruning import Saliency
 from tasks.pruning.magnitude import Magnitude
+from tasks.pruning.prune import Prune
 from workflows.chain import Ticket
 from workflows.imp import IMP
 from workflows.pruning_methods import Contest, PruningMethod, Taxonomy
@@ -19,7 +20,7 @@ class AfterTraining(PruningMethod):
     """Trains, prunes, retrains, `levels` times (Han et al. 2015; IMP: Frankle & Carbin 2019; LRR: Renda et al. 2020).
 
     One level is one-shot pruning. What scores leave of the budget is divided evenly among the dense training and those
-    of the levels.
+    of the levels; epochs that are left over go to the last.
     """
 
     kind: Literal["after-training"] = "after-training"
@@ -59,11 +60,18 @@ class AfterTraining(PruningMethod):
     async def ticket(self, flow: Flow, contest: Contest) -> Ticket:
         """The last of the chain."""
         chain = self._chain(contest)
-        return list(chain.tickets(flow, chain.train))[-1]
+        extra = self._epochs(contest) % (self.levels + 1)
+        return list(chain.tickets(flow, chain.train, extra_epochs=extra))[-1]
+
+    def _prune(self, contest: Contest) -> Prune:
+        return contest.prune(saliency=self.saliency, scope=self.scope, output_layer=self.output_layer)
+
+    def _epochs(self, contest: Contest) -> int:
+        """What scores leave of the budget."""
+        return contest.epochs_left(self.levels * contest.scoring(self._prune(contest)), contest.train.objective)
 
     def _chain(self, contest: Contest) -> IMP:
-        prune = contest.prune(saliency=self.saliency, scope=self.scope, output_layer=self.output_layer)
-        epochs = contest.epochs_left(self.levels * contest.scoring(prune), contest.train.objective) // (self.levels + 1)
+        prune, epochs = self._prune(contest), self._epochs(contest) // (self.levels + 1)
         return IMP(
             train=contest.training(epochs),
             prune=prune,

@@ -8,6 +8,7 @@ from cluster.flow import Flow, Handle
 from tasks.models.network import Network
 from tasks.pruning.channels import PruneChannels
 from tasks.pruning.compact import Compact
+from tasks.training.train import Train
 from workflows.chain import Ticket
 from workflows.pruning_methods import Contest, PruningMethod, Taxonomy
 from workflows.subjects import without_weights
@@ -33,6 +34,8 @@ class ChannelNorm(PruningMethod):
 
     def check(self, contest: Contest) -> None:
         """Asks the network whether it can shrink that far."""
+        contest.training(contest.epochs // 2)
+        self._retrained(contest)
         network = without_weights(contest.train.architecture, contest.train.data.signature())
         assert isinstance(network, Network)
         self._pruning(contest).check_network(network)
@@ -41,7 +44,7 @@ class ChannelNorm(PruningMethod):
         """The kept channels, retrained."""
         dense = flow.step(contest.training(contest.epochs // 2))
         mask = flow.step(self._pruning(contest), trained=dense)
-        train = contest.training(contest.epochs - contest.epochs // 2, schedule_from="zero")
+        train = self._retrained(contest)
         return Ticket(flow, 1, train, dense, mask, flow.step(train, start=dense, mask=mask))
 
     def compacted(self, ticket: Ticket) -> Handle:
@@ -49,6 +52,9 @@ class ChannelNorm(PruningMethod):
         train = ticket.train
         compact = Compact(data=train.data, architecture=train.architecture, threads=train.threads, gpus=train.gpus)
         return ticket.flow.step(compact, trained=ticket.trained)
+
+    def _retrained(self, contest: Contest) -> Train:
+        return contest.training(contest.epochs - contest.epochs // 2, schedule_from="zero")
 
     def _pruning(self, contest: Contest) -> PruneChannels:
         return PruneChannels(

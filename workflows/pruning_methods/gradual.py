@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -21,6 +22,8 @@ class GradualPruning(PruningMethod):
     """Share of the training before the first pruning."""
     end: float = Field(default=0.75, gt=0, le=1)
     """Share of the training after which the mask stays as it is."""
+    prunings: int = Field(default=30, ge=2)
+    """How often it prunes in between, at least every step."""
     scope: Literal["global", "layerwise", "uniform", "erk"] = "global"
     """Over what weights compete."""
 
@@ -40,5 +43,7 @@ class GradualPruning(PruningMethod):
         return Ticket(flow, 1, contest.training(contest.epochs), None, trained, trained)
 
     def _train(self, contest: Contest) -> Train:
-        sparsifier = Gradual(density=contest.density, begin=self.begin, end=self.end, scope=self.scope)
+        steps = contest.epochs * math.ceil(len(contest.train.data.load("train")) / contest.train.batch_size)
+        every = max(int((self.end - self.begin) * steps / self.prunings), 1)
+        sparsifier = Gradual(density=contest.density, begin=self.begin, end=self.end, every=every, scope=self.scope)
         return contest.training(contest.epochs, sparsifier=sparsifier)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from cluster.flow import Flow
 from tasks.pruning.hydra import Hydra
+from tasks.training.train import Train
 from workflows.chain import Ticket
 from workflows.pruning_methods import Contest, PruningMethod, Taxonomy
 
@@ -26,14 +27,18 @@ class HydraPruning(PruningMethod):
     def check(self, contest: Contest) -> None:
         """Counts what each layer keeps."""
         self._scores(contest)
+        self._tuned(contest)
         contest.check_prune(contest.prune(scope="uniform"))
 
     async def ticket(self, flow: Flow, contest: Contest) -> Ticket:
         """The weights that the scores chose, fine-tuned."""
         dense = flow.step(contest.training(contest.epochs // 3))
         scored = flow.step(self._scores(contest), trained=dense)
-        train = contest.training(contest.epochs - 2 * (contest.epochs // 3), schedule_from="zero")
-        return Ticket(flow, 1, train, scored, scored, flow.step(train, start=scored, mask=scored))
+        train = self._tuned(contest)
+        return Ticket(flow, 1, train, dense, scored, flow.step(train, start=dense, mask=scored))
+
+    def _tuned(self, contest: Contest) -> Train:
+        return contest.training(contest.epochs - 2 * (contest.epochs // 3), schedule_from="zero")
 
     def _scores(self, contest: Contest) -> Hydra:
         train = contest.training(contest.epochs // 3)

@@ -42,6 +42,16 @@ class Sparsifier(Component):
     prunes: ClassVar[bool] = False
     """Whether it changes the mask."""
 
+    def check(self, model: nn.Module) -> None:
+        """Finds without weights whether a dense network can become what it is to be.
+
+        Args:
+            model: also on `meta`.
+
+        Raises:
+            ValueError: it cannot.
+        """
+
     def memory(self, model: nn.Module, mask: Mask | None) -> nn.Module:
         """What it remembers from step to step, as buffers; nothing unless it says otherwise.
 

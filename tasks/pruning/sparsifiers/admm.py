@@ -31,6 +31,8 @@ class ADMM(ToDensity):
     """Strength of the pull in the beginning."""
     growth: float = Field(default=1.3, ge=1)
     """What it is multiplied by at every update."""
+    largest: float = Field(default=1.0, gt=0)
+    """What it does not grow beyond: gradient descent diverges where the learning rate times rho reaches 2."""
     every: int = Field(default=1, ge=1)
     """Epochs between two updates of Z and U."""
 
@@ -62,10 +64,11 @@ class ADMM(ToDensity):
         aim = cast(Aim, memory)
         kernels = {name: kernel.detach() for name, kernel in prunable(model).items()}
         reached = {name: kernel + dual[name] if name in aim.ranked else kernel for name, kernel in kernels.items()}
+        growth = min(self.growth, max(self.largest / float(aim.get_buffer("rho")), 1.0))
         for name, nearest in _nearest(aim, reached).items():
             sparse[name].copy_(nearest)
-            dual[name].add_(kernels[name] - nearest).div_(self.growth)
-        aim.get_buffer("rho").mul_(self.growth)
+            dual[name].add_(kernels[name] - nearest).div_(growth)
+        aim.get_buffer("rho").mul_(growth)
         return None
 
 

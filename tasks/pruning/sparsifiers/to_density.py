@@ -26,6 +26,10 @@ class ToDensity(Sparsifier):
     output_layer: Literal["include", "exclude"] = "include"
     """Rank the output layer with the others, or spare it."""
 
+    def check(self, model: nn.Module) -> None:
+        """Counts what every layer keeps."""
+        self.aim(model, None)
+
     def aim(self, model: nn.Module, mask: Mask | None) -> Aim:
         """What this means for a network.
 
