@@ -2,12 +2,11 @@
 
 Run with `-n 0 -m benchmark -s`. For the same work, two workers against one begin with an empty store and the same
 seeds, taking turns, on workers that have imported torch and prepared the data; it needs two idle cores. A cell on its
-own is an `Evaluate` at its radius with the attacks of the sweep, of the same trained network: the images that went through
-the network are counted, those of clean accuracy and of the scout included; with and without the probes for masked
-gradients, since a sweep probes a network once, and others who attack a cell would not.
-
-The floors: two workers 1.8 times as fast as one; half the images, probes or no probes; and no column of the matrix more
-than 0.5 points above what the cells on their own have.
+own is an `Evaluate` at its radius with the attacks of the sweep, of the same trained network: the images that went
+through the network are counted, those of clean accuracy and of the scout included; with and without the probes for
+masked gradients, since a sweep probes a network once, and others who attack a cell would not. The floors: two workers
+1.8 times as fast as one; half the images, probes or no probes; and no column of the matrix more than 0.5 points above
+what the cells on their own have.
 """
 
 from __future__ import annotations
