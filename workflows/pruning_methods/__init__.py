@@ -37,14 +37,15 @@ class Contest:
         return Train.model_validate({**dict(self.train), "epochs": epochs, **changes})
 
     def epochs_left(self, spent: int, objective: Objective) -> int:
-        """How many epochs with this objective can still be paid for.
+        """How many epochs with this objective can still be paid for, to the nearest.
 
         Args:
             spent: sample-steps so far.
             objective: may cost more than that of `train`.
         """
         examples = len(self.train.data.load("train"))
-        return (self.cost(self.epochs, self.train.objective) - spent) // (examples * objective.passes())
+        epoch = examples * objective.passes()
+        return (2 * (self.cost(self.epochs, self.train.objective) - spent) + epoch) // (2 * epoch)
 
     def cost(self, epochs: int, objective: Objective) -> int:
         """Sample-steps of so many epochs."""
@@ -107,7 +108,7 @@ class PruningMethod(Component):
         raise NotImplementedError
 
     async def ticket(self, flow: Flow, contest: Contest) -> Ticket:
-        """Asks for the sparse network; what it spends in training is at most the budget of the contest."""
+        """Asks for the sparse network; it spends the budget of the contest, to half an epoch of its last training."""
         raise NotImplementedError
 
     def compacted(self, ticket: Ticket) -> Handle | None:
