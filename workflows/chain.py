@@ -88,7 +88,7 @@ class Chain(Workflow):
             raise ValueError("train.sparsifier: a chain prunes between its trainings; leave it out")
         with at_path("train.data"):
             train.data.load("validation")
-        examples = train.data.load("train")
+            examples = train.data.load("train")
         check_sparsifier(train)
         if self.prune is not None:
             with at_path("prune"):

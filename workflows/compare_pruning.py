@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from itertools import islice, product
+from math import nan
+from statistics import mean
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -19,9 +21,10 @@ from tasks.measuring.corrupted import EvaluateCorrupted
 from tasks.measuring.evaluate import names_of
 from workflows.chain import Ticket
 from workflows.evaluate import OrBenchmark
+from workflows.heat import HeatMap
 from workflows.measured import Control, Measured, cost_note, current, seeded, spread
 from workflows.pruning_methods import Contest, PruningMethod
-from workflows.report import Curve, Report, Section
+from workflows.report import Report, Section
 from workflows.subjects import Name, at_path, require_no_teacher
 
 TRAINED, DENSE = "trained", "dense"
@@ -162,7 +165,13 @@ class ComparePruning(Measured):
         network, data = kind_of(type(self.train.architecture)), kind_of(type(self.train.data))
         return Report(
             title=f"Pruning methods, {network} on {data}, {kind_of(type(self.train.objective))} training",
-            columns=["method", "stage, steps, what, scope, criterion, retraining", "kept %", *names, "cost %"],
+            columns=[
+                "method",
+                "stage, steps, what, scope, criterion, retraining",
+                "kept %",
+                *(f"{name} %" for name in names),
+                "cost %",
+            ],
             rows=[self._row(points, *group, names) for group in groups],
             results=points,
             notes=[
@@ -172,10 +181,8 @@ class ComparePruning(Measured):
                 "sparsity of weights is a mask on dense kernels: any speed-up by it would be simulated",
                 *(_smaller(step) for step in measured if step.kind == "compact"),
             ],
-            curves=list(self._curves(points, names)),
+            maps=list(self._maps(points, names)) if points else (),
             sections=[section for section in (_warnings(measured),) if section.rows],
-            x_label="weights kept, %",
-            y_label="test accuracy, %",
         )
 
     def _budget(self) -> int:
@@ -184,7 +191,10 @@ class ComparePruning(Measured):
     def _about_attacks(self) -> list[str]:
         if not self.attacks:
             return []
-        return [f"attacks: norm {self.attacks[0].norm}, radius {self.epsilons[0]:g}"]
+        return [
+            f"attacks: norm {self.attacks[0].norm}, radius {self.epsilons[0]:g}; results.json has the 95 % interval of "
+            "each accuracy under all of them"
+        ]
 
     def _columns(self) -> list[str]:
         """What was measured: clean accuracy, that under the first attack, under all, and under corruptions."""
@@ -230,17 +240,21 @@ class ComparePruning(Measured):
             " ".join(sorted(cost)),
         ]
 
-    def _curves(self, points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Iterator[Curve]:
-        """Clean accuracy, and that under all attacks, over density."""
-        shown = [name for name in names if name != "corruption"]
-        for index, method in enumerate(self.chosen()):
-            for name, line in zip(dict.fromkeys((shown[0], shown[-1])), ("-", "--"), strict=False):
-                own = [each for each in points if each["method"] == method and each["arm"] == "ticket"]
-                yield Curve(
-                    f"{method}, {name}",
-                    [(100 * each["density"], 100 * each[name]) for each in own if each["density"] and name in each],
-                    {"linestyle": line, "color": f"C{index % 10}", "marker": "os^v"[index // 10 % 4], "markersize": 4},
-                )
+    def _maps(self, points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Iterator[HeatMap]:
+        """For each sparsity what every method reaches, the dense network on top."""
+        methods = [DENSE, *self.chosen()][::-1]
+        for sparsity in self.sparsities:
+            here = [each for each in points if each["arm"] == "ticket" and each["sparsity"] in (sparsity, 0.0)]
+            own = {method: [each for each in here if each["method"] == method] for method in methods}
+            values = [
+                [_mean([each[name] for each in own[method] if name in each]) for name in names] for method in methods
+            ]
+            yield HeatMap(f"{100 * sparsity:g} % pruned", names, methods, values)
+
+
+def _mean(shares: Sequence[float]) -> float:
+    """In percent; NaN of nothing."""
+    return 100 * mean(shares) if shares else nan
 
 
 def _place(step: Finished) -> tuple[str, float, int]:

@@ -67,12 +67,14 @@ class IMP(Measured, Chain):
         densities = sorted({point["density"] for point in results}, reverse=True)
         lines = dict(zip(arms, ("-", "--", ":", "-."), strict=False))
         network, data = kind_of(type(self.train.architecture)), kind_of(type(self.train.data))
+        noise = self.train.data.label_noise
         return Report(
-            title=f"Iterative magnitude pruning, {network} on {data}",
+            title=f"Iterative magnitude pruning, {network} on {data}"
+            + (f", {100 * noise:g} % of the training labels false" if noise else ""),
             columns=[
                 "kept %",
                 *(f"{arm} {name}" for arm in arms for name in shown),
-                *(["distance"] if self.distance else []),
+                *(["distance moved"] if self.distance else []),
             ],
             rows=[
                 [
@@ -83,7 +85,10 @@ class IMP(Measured, Chain):
                 for density in densities
             ],
             results=results,
-            notes=notes_on(finished, self.replicates),
+            notes=[
+                *notes_on(finished, self.replicates),
+                *(["distance: Euclidean, from the rewind point, over the weights kept"] if self.distance else []),
+            ],
             curves=[
                 Curve(
                     f"{arm}, {name}",
@@ -93,9 +98,9 @@ class IMP(Measured, Chain):
                 for index, name in enumerate(names)
                 for arm in arms
             ]
-            + [Curve("distance, % of the dense one's", _relative_distances(results), {"color": "C7"})],
+            + [Curve("distance moved, of the dense one's", _relative_distances(results), {"color": "C7"})],
             x_label="weights kept, %",
-            y_label="test accuracy, %",
+            y_label="test accuracy and distance, %" if self.distance else "test accuracy, %",
         )
 
     def _point(self, evaluation: Finished, trained: Finished) -> dict[str, Any]:

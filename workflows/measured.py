@@ -47,16 +47,24 @@ class Measured(Workflow):
         require_no_transfer(self.attacks)
         return self
 
+    @model_validator(mode="after")
+    def _controls_differ(self) -> Self:
+        if len(set(self.controls)) < len(self.controls):
+            raise ValueError("controls: give each only once")
+        return self
+
     def check_measurement(self) -> None:
         """Compares attacks with the network and examples with the data.
 
         Raises:
             ValueError: they do not fit.
         """
-        count_of(self.train.data, "test", self.examples)
+        with at_path("examples"):
+            count_of(self.train.data, "test", self.examples)
+        with at_path("train.architecture"):
+            network = without_weights(self.train.architecture, self.train.data.signature())
         with at_path("attacks"):
             self.measurement(self.train)
-            network = without_weights(self.train.architecture, self.train.data.signature())
             for attack in self.attacks:
                 attack.check_model(network)
 

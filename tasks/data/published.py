@@ -108,7 +108,8 @@ class Downloaded(Published):
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != self.checksums[name]:
             raise ValueError(
                 f"{path}: its content is not that of the published {kind_of(type(self))} file (MD5 "
-                f"{self.checksums[name]}); delete it and get it again"
+                f"{self.checksums[name]}); give `root` another folder if another data set is kept there, else "
+                "get it again"
             )
         return content
 

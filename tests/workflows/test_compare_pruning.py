@@ -127,7 +127,7 @@ def test_masks_differ_and_their_weights_are_dead(compared: tuple[ComparePruning,
 def test_the_table_says_where_each_method_stands(compared: tuple[ComparePruning, list[Finished]]) -> None:
     workflow, finished = compared
     report = workflow.report(finished)
-    assert list(report.columns[2:]) == ["kept %", "clean", "pgd", "pgd+fgsm", "corruption", "cost %"]
+    assert list(report.columns[2:]) == ["kept %", "clean %", "pgd %", "pgd+fgsm %", "corruption %", "cost %"]
     rows = {row[0]: row for row in report.rows}
     assert rows["lrr"][1] == "after, iterative, unstructured, global, magnitude, learning-rate-rewind"
     assert rows["channels"][1].startswith("after, one-shot, channels, layerwise, l1 norm")

@@ -40,7 +40,7 @@ def test_what_does_not_fit_in_the_middle_of_a_run_is_a_line_each_and_stops_it(
 
     async def stumble(workflow: IMP, flow: Flow) -> None:
         first = flow.step(workflow.train)
-        flow.step(workflow.measurement(), trained=first)
+        flow.step(workflow.measurement(workflow.train), trained=first)
         await first
         mistake()
 
