@@ -59,8 +59,7 @@ class Measured(Workflow):
         Raises:
             ValueError: they do not fit.
         """
-        with at_path("examples"):
-            count_of(self.train.data, "test", self.examples)
+        count_of(self.train.data, "test", self.examples)
         with at_path("train.architecture"):
             network = without_weights(self.train.architecture, self.train.data.signature())
         with at_path("attacks"):

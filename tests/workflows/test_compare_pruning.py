@@ -143,7 +143,7 @@ def test_the_table_says_where_each_method_stands(compared: tuple[ComparePruning,
 
 def test_a_subset_shares_its_steps_with_the_whole_and_controls_stand_beside(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "store"))
-    few = recipe_with(only=["one-shot"], controls=["random", "shuffled", "reinit"], corruptions=[])
+    few = recipe_with(only=["one-shot"], controls=["random", "shuffled", "reinit"])
     recipe = load_recipe(str(write_recipe(tmp_path, few)))
     run, code = drive(store, recipe, tmp_path / "out")
     assert code == 0
@@ -151,6 +151,8 @@ def test_a_subset_shares_its_steps_with_the_whole_and_controls_stand_beside(tmp_
     arms = [row[0] for row in report.rows]
     assert arms == ["dense", "one-shot", "one-shot random", "one-shot shuffled", "one-shot reinit"]
     assert len({point["step"] for point in report.results}) == 5
+    corrupted = [point["arm"] for point in report.results if "corruption" in point]
+    assert corrupted == ["ticket", "ticket"], "controls were not measured under corruptions"
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_without_it_no_step_is_asked_for() -> None:
 
 def test_distances_stand_beside_accuracies(tmp_path: Path) -> None:
     report = reported(tmp_path, {**SMALL, "distance": True, "controls": []})
-    assert report.columns[-1] == "distance"
+    assert report.columns[-1] == "distance moved"
     dense, sparse = report.results
     assert 0 < sparse["distance"] < dense["distance"]
     assert [row[-1] for row in report.rows] == [f"{point['distance']:.1f}" for point in (dense, sparse)]
