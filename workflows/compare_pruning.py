@@ -103,9 +103,10 @@ class ComparePruning(Measured):
         with at_path("train.data"):
             self.train.data.load("validation")
         self.check_measurement()
-        for (name, method), sparsity in product(self.chosen().items(), self.sparsities):
+        contests = {sparsity: self.contest(sparsity, 0) for sparsity in self.sparsities}
+        for (name, method), (sparsity, contest) in product(self.chosen().items(), contests.items()):
             with at_path(f"methods.{name} at sparsity {sparsity:g}"):
-                method.check(self.contest(sparsity, 0))
+                method.check(contest)
 
     async def run(self, flow: Flow) -> None:
         """All networks side by side."""
@@ -163,6 +164,7 @@ class ComparePruning(Measured):
             if any((each["method"], each["sparsity"], each["arm"]) == (method, sparsity, arm) for each in points)
         ]
         network, data = kind_of(type(self.train.architecture)), kind_of(type(self.train.data))
+        budget = self.contest(self.sparsities[0], 0).cost(self.epochs, self.train.objective)
         return Report(
             title=f"Pruning methods, {network} on {data}, {kind_of(type(self.train.objective))} training",
             columns=[
@@ -172,10 +174,10 @@ class ComparePruning(Measured):
                 *(f"{name} %" for name in names),
                 "cost %",
             ],
-            rows=[self._row(points, *group, names) for group in groups],
+            rows=[self._row(points, *group, names, budget) for group in groups],
             results=points,
             notes=[
-                f"cost: sample-steps behind the network, in percent of the {self._budget():,} of its budget",
+                f"cost: sample-steps behind the network, in percent of the {budget:,} of its budget",
                 *self._about_attacks(),
                 cost_note(finished, self.replicates),
                 "sparsity of weights is a mask on dense kernels: any speed-up by it would be simulated",
@@ -184,9 +186,6 @@ class ComparePruning(Measured):
             maps=list(self._maps(points, names)) if points else (),
             sections=[section for section in (_warnings(measured),) if section.rows],
         )
-
-    def _budget(self) -> int:
-        return self.contest(self.sparsities[0], 0).cost(self.epochs, self.train.objective)
 
     def _about_attacks(self) -> list[str]:
         if not self.attacks:
@@ -226,12 +225,18 @@ class ComparePruning(Measured):
         return {**point, "sample_steps": _behind(evaluation, by_key), "step": evaluation.step.key}
 
     def _row(
-        self, points: Sequence[Mapping[str, Any]], method: str, sparsity: float, arm: str, names: Sequence[str]
+        self,
+        points: Sequence[Mapping[str, Any]],
+        method: str,
+        sparsity: float,
+        arm: str,
+        names: Sequence[str],
+        budget: int,
     ) -> list[str]:
         here = [each for each in points if (each["method"], each["sparsity"], each["arm"]) == (method, sparsity, arm)]
         taxonomy = ", ".join(self.methods[method].taxonomy) if arm == "ticket" and method != DENSE else ""
         kept = {f"{100 * each['density']:.2f}" for each in here if each["density"] is not None}
-        cost = {f"{100 * each['sample_steps'] / self._budget():.0f}" for each in here}
+        cost = {f"{100 * each['sample_steps'] / budget:.0f}" for each in here}
         return [
             method if arm == "ticket" else f"{method} {arm}",
             taxonomy,

@@ -70,10 +70,14 @@ class Adversarial(Objective):
 
     def loss(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, moment: Moment) -> torch.Tensor:
         """What `outer` makes of the images that `perturb` found."""
+        return self.attacked(model, images, labels, moment).loss
+
+    def attacked(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, moment: Moment) -> Attacked:
+        """The loss, and how the model answered the attack, which the budget is told of."""
         perturbed = self.perturb(model, images, labels, self.radii(images, moment), moment)
         found = self.outer(model, images, perturbed, labels, moment)
         self.learn(found.logits, labels, moment)
-        return found.loss
+        return found
 
     def attack_passes(self) -> int:
         """Of `passes`, those of `perturb`."""

@@ -76,10 +76,7 @@ class Distilled(Around):
         """The loss on the labels, and the logits that it was taken of."""
         inside = self.objective
         if isinstance(inside, Adversarial):
-            perturbed = inside.perturb(model, images, labels, inside.radii(images, moment), moment)
-            found = inside.outer(model, images, perturbed, labels, moment)
-            inside.learn(found.logits, labels, moment)
-            return found
+            return inside.attacked(model, images, labels, moment)
         assert isinstance(inside, Standard)  # by validation
         logits = model(images)
         return Attacked(F.cross_entropy(logits, labels, label_smoothing=inside.label_smoothing), logits)

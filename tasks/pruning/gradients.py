@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -11,20 +12,38 @@ from tasks.data import Examples
 from tasks.data.splits import stratified
 from tasks.measuring.predictions import BLOCK, images_at, require_answers
 from tasks.models.prunable import prunable
+from tasks.pruning import Saliency
 from tasks.pruning.candidate import Candidate
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images (n, C, H, W) in [0, 1] and labels (n,) int64, on the device of the model."""
 
 
-def magnitude_times_gradient(network: Candidate, examples: int | None) -> dict[str, torch.Tensor]:
-    """|w g| for every weight, float64 on the CPU, from so many drawn examples or from all.
+class MagnitudeTimesGradient(Saliency):
+    """The product |w g|, to first order by how much the loss changes without the weight."""
 
-    Raises:
-        ValueError: there are fewer training examples.
-    """
-    gradients = mean_gradient(network, batches(network, drawn(network, examples)))
-    return {name: (network.weights[name] * gradient).abs() for name, gradient in gradients.items()}
+    sees: ClassVar = "data"
+    draws: ClassVar = True
+
+    examples: int | None
+    """How many training images, drawn evenly over the classes; all if `null`."""
+
+    def check(self, examples: Examples) -> None:
+        """Counts the examples."""
+        require_examples(self.examples, examples)
+
+    def score(self, network: Candidate) -> dict[str, torch.Tensor]:
+        """The product |w g| for every weight, float64.
+
+        Raises:
+            ValueError: there are fewer training examples.
+        """
+        gradients = mean_gradient(network, batches(network, drawn(network, self.examples)))
+        return {name: (network.weights[name] * gradient).abs() for name, gradient in gradients.items()}
+
+    def sample_steps(self, examples: Examples) -> int:
+        """One pass over the examples."""
+        return self.examples or len(examples)
 
 
 def drawn(network: Candidate, examples: int | None) -> torch.Tensor:

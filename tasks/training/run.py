@@ -98,8 +98,7 @@ class Run:
         self.given = start is not None
 
     def _teacher(self, trained: Stored) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):  # building draws initial weights, which are overwritten at once
-            teacher = self.task.architecture.build(self.task.data.signature())
+        teacher = initialise(self.task.architecture, self.task.data.signature(), 0)
         restore(teacher, trained.read("weights.safetensors"))
         return teacher.to(next(self.model.parameters()).device).eval().requires_grad_(False)
 

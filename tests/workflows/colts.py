@@ -8,7 +8,7 @@ from typing import Any
 from cluster.runs import Finished, finished_steps
 from cluster.store import Store
 from tasks.pruning.mask import Mask
-from tests.workflows.conftest import drive, write_recipe
+from tests.workflows.conftest import changed_content, drive, write_recipe
 from workflows.command.recipe import Recipe, load_recipe
 
 SMALL: dict[str, Any] = {
@@ -38,13 +38,7 @@ SMALL: dict[str, Any] = {
 
 def content(**changes: Any) -> dict[str, Any]:
     """The recipe with other fields, those of `train` by the dotted path `train.…`."""
-    made = {**SMALL, "train": dict(SMALL["train"])}
-    for name, value in changes.items():
-        if name.startswith("train__"):
-            made["train"][name.removeprefix("train__")] = value
-        else:
-            made[name] = value
-    return made
+    return changed_content(SMALL, **changes)
 
 
 def recipe(folder: Path, **changes: Any) -> Recipe:

@@ -59,6 +59,17 @@ def write_recipe(folder: Path, content: Any = SMALL, name: str = "small") -> Pat
     return path
 
 
+def changed_content(content: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A recipe with other fields, those of its `train` as `train__…`."""
+    made = {**content, "train": dict(content["train"])}
+    for name, value in changes.items():
+        if name.startswith("train__"):
+            made["train"][name.removeprefix("train__")] = value
+        else:
+            made[name] = value
+    return made
+
+
 def record_run(store: Store, recipe: Recipe) -> Run:
     """A run as it stands when it was planned and nothing has started."""
     recipe_record = {"name": recipe.name, "recipe": recipe.workflow.model_dump(mode="json"), "command": "hedgerow run"}

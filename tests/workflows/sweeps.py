@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.workflows.conftest import write_recipe
+from tests.workflows.conftest import changed_content, write_recipe
 from workflows.command.recipe import Recipe, load_recipe
 
 TRAIN: dict[str, Any] = {
@@ -28,13 +28,7 @@ SMALL: dict[str, Any] = {
 
 def content(**changes: Any) -> dict[str, Any]:
     """The recipe with other fields, those of `train` by the dotted path `train.…`."""
-    made = {**SMALL, "train": dict(TRAIN)}
-    for name, value in changes.items():
-        if name.startswith("train__"):
-            made["train"][name.removeprefix("train__")] = value
-        else:
-            made[name] = value
-    return made
+    return changed_content(SMALL, **changes)
 
 
 def recipe(folder: Path, **changes: Any) -> Recipe:

@@ -15,7 +15,7 @@ from cluster.flow import Handle
 from cluster.plan import make_plan
 from cluster.runs import finished_steps
 from cluster.store import Store
-from tests.workflows.conftest import drive, write_recipe
+from tests.workflows.conftest import changed_content, drive, write_recipe
 from workflows.command.recipe import BadRequest, load_recipe
 from workflows.connectivity import Connectivity
 from workflows.report import Report
@@ -38,13 +38,7 @@ TICKETS: dict[str, Any] = {"prune": {"fraction": 0.7, "output_layer": "half"}, "
 
 def content(**changes: Any) -> dict[str, Any]:
     """The recipe with other fields, those of `train` as `train__…`."""
-    made = {**SMALL, "train": dict(SMALL["train"])}
-    for name, value in changes.items():
-        if name.startswith("train__"):
-            made["train"][name.removeprefix("train__")] = value
-        else:
-            made[name] = value
-    return made
+    return changed_content(SMALL, **changes)
 
 
 def lines(**changes: Any) -> dict[tuple[Any, ...], Handle]:

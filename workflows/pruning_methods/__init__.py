@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from cluster.flow import Flow, Handle
 from tasks.component import Component
+from tasks.data import Examples
 from tasks.models.prunable import output_layer, prunable
 from tasks.objectives import Objective
 from tasks.pruning.prune import Prune
@@ -26,6 +28,11 @@ class Contest:
     epochs: int
     """What may be spent, in epochs of `train`, over all trainings of a method together."""
 
+    @cached_property
+    def examples(self) -> Examples:
+        """The training split."""
+        return self.train.data.load("train")
+
     def training(self, epochs: int, **changes: Any) -> Train:
         """A training of so many epochs.
 
@@ -43,18 +50,17 @@ class Contest:
             spent: sample-steps so far.
             objective: may cost more than that of `train`.
         """
-        examples = len(self.train.data.load("train"))
-        epoch = examples * objective.passes()
+        epoch = self.cost(1, objective)
         return (2 * (self.cost(self.epochs, self.train.objective) - spent) + epoch) // (2 * epoch)
 
     def cost(self, epochs: int, objective: Objective) -> int:
         """Sample-steps of so many epochs."""
-        return epochs * len(self.train.data.load("train")) * objective.passes()
+        return epochs * len(self.examples) * objective.passes()
 
     def scoring(self, prune: Prune) -> int:
         """Sample-steps that the scores of a pruning take."""
         saliency = prune.saliency
-        return (prune.rounds or saliency.rounds) * saliency.sample_steps(self.train.data.load("train"))
+        return (prune.rounds or saliency.rounds) * saliency.sample_steps(self.examples)
 
     def prune(self, **fields: Any) -> Prune:
         """A pruning to the density of the contest."""
@@ -67,7 +73,7 @@ class Contest:
         Raises:
             ValueError: some layer cannot hold that, or there are too few examples.
         """
-        prune.saliency.check(self.train.data.load("train"))
+        prune.saliency.check(self.examples)
         network = without_weights(self.train.architecture, self.train.data.signature())
         shapes = {name: kernel.shape for name, kernel in prunable(network).items()}
         sizes = {name: shape.numel() for name, shape in shapes.items()}

@@ -43,7 +43,7 @@ class GradualPruning(PruningMethod):
         return Ticket(flow, 1, contest.training(contest.epochs), None, trained, trained)
 
     def _train(self, contest: Contest) -> Train:
-        steps = contest.epochs * math.ceil(len(contest.train.data.load("train")) / contest.train.batch_size)
+        steps = contest.epochs * math.ceil(len(contest.examples) / contest.train.batch_size)
         every = max(int((self.end - self.begin) * steps / self.prunings), 1)
         sparsifier = Gradual(density=contest.density, begin=self.begin, end=self.end, every=every, scope=self.scope)
         return contest.training(contest.epochs, sparsifier=sparsifier)
