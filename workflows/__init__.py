@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cluster.flow import Flow
 from cluster.runs import Finished
 from tasks.component import Component
+from workflows.figures import Figures
 from workflows.report import Report
 
 
@@ -26,4 +27,16 @@ class Workflow(Component):
 
     def report(self, finished: Sequence[Finished]) -> Report:
         """The closing table and figure, from the steps that are finished so far."""
+        raise NotImplementedError
+
+    def figure_names(self) -> tuple[str, ...]:
+        """The figures that a finished run comes to; none if this workflow cannot be searched over."""
+        return ()
+
+    def figures(self, finished: Sequence[Finished]) -> Figures:
+        """What a search may look at, from all steps of a finished run.
+
+        Args:
+            finished: in the order in which they were asked for.
+        """
         raise NotImplementedError
