@@ -54,7 +54,8 @@ class Constraint(BaseModel):
         return self
 
     def __str__(self) -> str:
-        return f"{self.figure} <= {self.at_most:g}" if self.at_most is not None else f"{self.figure} >= {self.at_least:g}"
+        bound = f"<= {self.at_most:g}" if self.at_most is not None else f">= {self.at_least:g}"
+        return f"{self.figure} {bound}"
 
     def violation(self, figures: Mapping[str, float]) -> float:
         """How far beyond the bound; 0 or less where it is met."""

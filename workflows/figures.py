@@ -12,9 +12,10 @@ import torch
 class Figures:
     """What a finished workflow measured, by name.
 
-    Names are the same in every workflow: `clean` and `robust@EPSILON` (accuracies, shares), `clean-drop` (accuracy lost
-    against the network that was not pruned), `sparsity` (share of prunable weights that are gone), `size` (weights left,
-    biases included), `latency` (seconds for an image), `sample-steps` (all that its steps cost, as if none were shared).
+    Names are the same in every workflow: `clean` and `robust@EPSILON` (accuracies, as shares), `clean-drop` (accuracy
+    lost against the network that was not pruned), `sparsity` (share of prunable weights that are gone), `size` (weights
+    left, biases included), `latency` (seconds for an image), `sample-steps` (all that its steps cost, as if none were
+    shared).
     """
 
     values: Mapping[str, float]
