@@ -78,6 +78,13 @@ class Engine:
         self._tell("published", handle, published=published)
         return published
 
+    async def find(self, key: str) -> Published | None:
+        """The published step, or None; a damaged one is none, and is set aside when it is asked for."""
+        try:
+            return await asyncio.to_thread(self._ledger.find, key)
+        except Damaged:
+            return None
+
     async def look_up(self, prefix: str) -> Published:
         """The published step whose key begins like this.
 

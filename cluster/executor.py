@@ -44,11 +44,13 @@ class RayExecutor:
         self._lost: asyncio.Task[str] | None = None
 
     def submit(self, order: Order) -> Any:
-        """Queues the attempt; Ray starts it when CPUs and GPUs are free.
+        """Queues the attempt; Ray starts it when CPUs and GPUs are free. What needs no CPU runs here, in a thread.
 
         Its name is its kind alone: Ray's driver keeps metrics for every name for ever, kilobytes each.
         """
         task = order.task
+        if task.threads == 0:
+            return asyncio.get_running_loop().run_in_executor(None, run_step, order)
         return self._run.options(num_cpus=task.threads, num_gpus=task.gpus, max_retries=0, name=task.kind).remote(order)
 
     async def outcome(self, running: Any) -> Outcome:
@@ -93,6 +95,8 @@ class RayExecutor:
 
     def kill(self, running: Any) -> None:
         """Kills the attempt's worker process."""
+        if isinstance(running, asyncio.Future):  # a thread of this process: it is done in a moment
+            return
         self._ray.cancel(running, force=True)
 
     def _cause(self, error: Exception) -> Cause:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Generator, Mapping
+import copy
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -22,6 +23,8 @@ class Handle:
     at: Mapping[str, Any]
     """Where in the workflow it stands (replicate, level, ...): for people, no part of its identity."""
     key: str
+    prefix: Handle | None = field(default=None, repr=False)
+    """A shorter step of the same work: an attempt may go on from its `checkpoint`, to the very same bytes."""
     result: asyncio.Future[Published] = field(init=False, repr=False)
 
     def __await__(self) -> Generator[Any, None, Mapping[str, Any]]:
@@ -43,6 +46,10 @@ class Engine(Protocol):
         """The published step, computed if need be."""
         ...
 
+    async def find(self, key: str) -> Published | None:
+        """The published step, or None; nothing is computed."""
+        ...
+
     async def look_up(self, prefix: str) -> Published:
         """The published step whose key begins like this.
 
@@ -52,6 +59,10 @@ class Engine(Protocol):
         ...
 
 
+Asked = list[tuple[Mapping[str, Any], Handle]]
+"""Steps in the order in which they were asked for, each with the place that asked."""
+
+
 class Flow:
     """A workflow's view of the engine, at a place such as `replicate 1, level 3`."""
 
@@ -59,12 +70,29 @@ class Flow:
         self._engine = engine
         self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
         self._at: Mapping[str, Any] = {}
+        self._asked: Asked | None = None
+        self._shortened: Callable[[Runnable], Runnable | None] = lambda task: None
 
     def at(self, **place: Any) -> Flow:
         """The same flow, further in: its steps carry these coordinates too."""
-        inner = Flow(self._engine)
-        inner._handles = self._handles
+        inner = copy.copy(self)
         inner._at = {**self._at, **place}
+        return inner
+
+    def noting(self, asked: Asked) -> Flow:
+        """The same flow; what is asked of it, here and further in, is added to a list, whoever asked for it before."""
+        inner = copy.copy(self)
+        inner._asked = asked
+        return inner
+
+    def continuing(self, shortened: Callable[[Runnable], Runnable | None]) -> Flow:
+        """The same flow, whose steps may go on from shorter ones that were asked for with the same inputs.
+
+        Args:
+            shortened: the task whose result a task goes on from, to the same bytes as without it, or None.
+        """
+        inner = copy.copy(self)
+        inner._shortened = shortened
         return inner
 
     def step(self, task: Runnable, **inputs: Handle | None) -> Handle:
@@ -75,7 +103,15 @@ class Flow:
             inputs: the steps that feed it; those given as None are left out.
         """
         given = {name: handle for name, handle in inputs.items() if handle is not None}
-        return self._asked(task, given, key_of(task.identity(), {name: handle.key for name, handle in given.items()}))
+        shorter = self._shortened(task)
+        prefix = self._handles.get(_key(shorter, given)) if shorter is not None else None
+        return self._handle(task, given, _key(task, given), prefix)
+
+    async def find(self, task: Runnable, **inputs: Handle) -> Published | None:
+        """A step if it is finished already; nothing is computed."""
+        if await self._engine.find(_key(task, inputs)) is None:
+            return None
+        return await self.step(task, **inputs).published()
 
     async def stored(self, key_prefix: str) -> Handle:
         """A finished step by its key alone, whoever computed it: to read, or to feed other steps.
@@ -91,17 +127,19 @@ class Flow:
             StepFailed: its files were checked and are not those that were published.
         """
         published = await self._engine.look_up(key_prefix)
-        handle = self._asked(Recorded(published.manifest["task"]), {}, published.key)
+        handle = self._handle(Recorded(published.manifest["task"]), {}, published.key)
         await handle.published()
         return handle
 
-    def _asked(self, task: Runnable, inputs: Mapping[str, Handle], key: str) -> Handle:
+    def _handle(self, task: Runnable, inputs: Mapping[str, Handle], key: str, prefix: Handle | None = None) -> Handle:
         """The one handle of a step."""
         handle = self._handles.get(key)
         if handle is None:
-            handle = self._handles[key] = Handle(task, inputs, self._at, key)
+            handle = self._handles[key] = Handle(task, inputs, self._at, key, prefix)
             handle.result = asyncio.ensure_future(self._engine.obtain(handle))
             handle.result.add_done_callback(_mark_seen)
+        if self._asked is not None:
+            self._asked.append((self._at, handle))
         return handle
 
     async def together(self, *branches: Awaitable[Any]) -> list[Any]:
@@ -116,6 +154,10 @@ class Flow:
 def describe(at: Mapping[str, Any]) -> str:
     """Coordinates in words."""
     return ", ".join(str(value) if isinstance(value, str) else f"{name} {value}" for name, value in at.items())
+
+
+def _key(task: Runnable, inputs: Mapping[str, Handle]) -> str:
+    return key_of(task.identity(), {name: handle.key for name, handle in inputs.items()})
 
 
 def _mark_seen(result: asyncio.Future[Published]) -> None:

@@ -19,7 +19,7 @@ class Runnable(Protocol):
 
     @property
     def threads(self) -> int:
-        """CPU threads that it uses."""
+        """CPU threads that it uses; none for what the driver does itself, in a moment."""
         ...
 
     @property

@@ -96,7 +96,7 @@ def _run_leased(order: Order) -> Outcome:
     with _Heart(ledger, lease, order) as heart:
         if ledger.find(order.key) is not None:  # published between the first look and the lease
             return Outcome("published")
-        if "torch" in sys.modules:  # a reused worker keeps the thread count of its last task
+        if "torch" in sys.modules and order.task.threads:  # a reused worker keeps the thread count of its last task
             sys.modules["torch"].set_num_threads(order.task.threads)
         started = time.monotonic()
         inputs = {name: _input(ledger, key) for name, key in order.inputs.items()}

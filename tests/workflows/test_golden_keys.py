@@ -16,7 +16,8 @@ import yaml
 
 from cluster.plan import make_plan
 from cluster.store import Store
-from workflows.command.recipe import SHIPPED, workflow_from_record
+from workflows.command.recipe import workflow_from_record
+from workflows.content import SHIPPED
 
 KEYS: dict[str, dict[str, str]] = {
     "evaluate": {

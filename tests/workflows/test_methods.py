@@ -10,7 +10,8 @@ import yaml
 from tasks.component import Component, members
 from workflows import Workflow
 from workflows.command.methods import families, methods_records, methods_table, recipe_schema
-from workflows.command.recipe import SHIPPED, BadRequest, shipped_recipes
+from workflows.command.recipe import BadRequest
+from workflows.content import SHIPPED, shipped_recipes
 
 jsonschema = pytest.importorskip("jsonschema")
 

@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 
 from tests.workflows.conftest import SMALL, write_recipe
 from workflows import Workflow
-from workflows.command.recipe import SHIPPED, BadRequest, load_recipe, shipped_recipes, workflow_from_record
+from workflows.command.recipe import BadRequest, load_recipe, workflow_from_record
+from workflows.content import SHIPPED, shipped_recipes
 from workflows.imp import IMP
 
 

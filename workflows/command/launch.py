@@ -29,7 +29,8 @@ from cluster.tracking import Tracker, choose_mode
 from cluster.worker import Terms
 from workflows.command.exit_codes import Exit
 from workflows.command.live import LiveView
-from workflows.command.recipe import BadRequest, Recipe, lines_of
+from workflows.command.recipe import BadRequest, Recipe
+from workflows.mistakes import lines_of
 from workflows.report import Report
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
