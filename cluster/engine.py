@@ -146,6 +146,7 @@ class Engine:
                 attempt=f"{self.driver}-{self._attempts}",
                 over=over,
                 terms=self._terms,
+                prefix=_finished(handle.prefix),
             )
             running = self._executor.submit(order)
             self._running[order.attempt] = running
@@ -244,6 +245,13 @@ class Engine:
             await self._set_aside(handle, damaged)
             return None
         return published
+
+
+def _finished(prefix: Handle | None) -> str | None:
+    """The key of a prefix that is there to go on from."""
+    if prefix is None or not prefix.result.done() or prefix.result.cancelled() or prefix.result.exception():
+        return None
+    return prefix.key
 
 
 def _lost(how: str) -> Outcome:

@@ -25,6 +25,8 @@ class Handle:
     key: str
     prefix: Handle | None = field(default=None, repr=False)
     """A shorter step of the same work: an attempt may go on from its `checkpoint`, to the very same bytes."""
+    askers: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
+    """The places that asked for it, each as often as it did."""
     result: asyncio.Future[Published] = field(init=False, repr=False)
 
     def __await__(self) -> Generator[Any, None, Mapping[str, Any]]:
@@ -70,7 +72,7 @@ class Flow:
         self._engine = engine
         self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
         self._at: Mapping[str, Any] = {}
-        self._asked: Asked | None = None
+        self._notes: tuple[Asked, ...] = ()
         self._shortened: Callable[[Runnable], Runnable | None] = lambda task: None
 
     def at(self, **place: Any) -> Flow:
@@ -82,7 +84,7 @@ class Flow:
     def noting(self, asked: Asked) -> Flow:
         """The same flow; what is asked of it, here and further in, is added to a list, whoever asked for it before."""
         inner = copy.copy(self)
-        inner._asked = asked
+        inner._notes = (*self._notes, asked)
         return inner
 
     def continuing(self, shortened: Callable[[Runnable], Runnable | None]) -> Flow:
@@ -138,8 +140,9 @@ class Flow:
             handle = self._handles[key] = Handle(task, inputs, self._at, key, prefix)
             handle.result = asyncio.ensure_future(self._engine.obtain(handle))
             handle.result.add_done_callback(_mark_seen)
-        if self._asked is not None:
-            self._asked.append((self._at, handle))
+        handle.askers.append(self._at)
+        for asked in self._notes:
+            asked.append((self._at, handle))
         return handle
 
     async def together(self, *branches: Awaitable[Any]) -> list[Any]:

@@ -46,6 +46,8 @@ class Order:
     attempt: str
     over: int
     terms: Terms
+    prefix: str | None = None
+    """The key of a shorter step of the same work, whose file `checkpoint` is as good as a checkpoint of this one."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,16 @@ class _Heart:
                 raise
 
     def saved(self) -> bytes | None:
-        """The newest checkpoint of an earlier attempt."""
-        return self._ledger.load_checkpoint(self._lease)
+        """The newest checkpoint of an earlier attempt, or else what a shorter step left."""
+        return self._ledger.load_checkpoint(self._lease) or self._left()
+
+    def _left(self) -> bytes | None:
+        """The checkpoint of the prefix; where it is missing or damaged the step is computed from its beginning."""
+        try:
+            prefix = self._ledger.find(self._order.prefix) if self._order.prefix is not None else None
+            return prefix.read("checkpoint") if prefix is not None else None
+        except (KeyError, Damaged):
+            return None
 
     def should_save(self) -> bool:
         """Whether a checkpoint is due or the worker was asked to leave."""

@@ -56,17 +56,40 @@ def _difference(epsilon: float, first: torch.Tensor, second: torch.Tensor) -> Di
     from scipy.special import bdtr
 
     count = len(first)
-    first_only, second_only = int((first & ~second).sum()), int((second & ~first).sum())
+    first_only, second_only = apart_on(first, second)
     apart = first_only + second_only
     p_value = min(1.0, 2 * float(bdtr(min(first_only, second_only), apart, 0.5))) if apart else 1.0
-    lost, won = (first_only + 1) / (count + 2), (second_only + 1) / (count + 2)
-    half = NORMAL_QUANTILE * float((won + lost - (won - lost) ** 2) / (count + 2)) ** 0.5
+    low, high = adjusted_wald(first_only, second_only, count)
     return Difference(
         epsilon=epsilon,
         first_only=first_only,
         second_only=second_only,
         difference=(second_only - first_only) / count,
-        low=max(won - lost - half, -1.0),
-        high=min(won - lost + half, 1.0),
+        low=low,
+        high=high,
         p_value=p_value,
     )
+
+
+def apart_on(first: torch.Tensor, second: torch.Tensor) -> tuple[int, int]:
+    """On how many examples, (N,) bool each, only the first network is right, and on how many only the second."""
+    return int((first & ~second).sum()), int((second & ~first).sum())
+
+
+def adjusted_wald(
+    first_only: int, second_only: int, count: int, quantile: float = NORMAL_QUANTILE
+) -> tuple[float, float]:
+    """The ends of an interval for a difference of paired proportions (Bonett & Price 2012: adjusted Wald).
+
+    Args:
+        first_only: examples that only the first network gets right.
+        second_only: examples that only the second gets right.
+        count: all examples.
+        quantile: of the standard normal distribution: half of what is left out of the interval lies above it.
+
+    Returns:
+        The least and the largest by how much the second is more accurate.
+    """
+    lost, won = (first_only + 1) / (count + 2), (second_only + 1) / (count + 2)
+    half = quantile * float((won + lost - (won - lost) ** 2) / (count + 2)) ** 0.5
+    return max(won - lost - half, -1.0), min(won - lost + half, 1.0)

@@ -6,6 +6,7 @@ No generator is among it: whatever a step draws comes from its number (see `task
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,14 @@ from torch import nn, optim
 
 from tasks.pruning.mask import Mask
 
+CHECKPOINT = "checkpoint"
+"""The file of a rewind point that holds the state which longer trainings may go on from."""
 FORMAT = 4
 """Rises when `unpack` can no longer read what an older `pack` wrote."""
+
+
+class Stale(ValueError):
+    """What a shorter training left cannot be read; no work of the longer one is lost with it."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class Progress:
     """Why training ended early, if it did; no step follows."""
     mask: Mask | None = None
     """What a sparsifier has made of the mask that training began with."""
+    unseen: bool = False
+    """Whether what follows every step (guard, validation, history) is still to follow the last one."""
 
 
 def pack(
@@ -75,12 +84,15 @@ def pack(
     scaler: torch.amp.GradScaler,
     memory: nn.Module,
 ) -> bytes:
-    """The whole state of a training between two steps; `memory` is the objective's and the sparsifier's."""
+    """The whole state of a training between two steps; `memory` is the objective's and the sparsifier's.
+
+    Equal states have equal bytes, whether or not they were once unpacked.
+    """
     good = progress.good
     state = {
         "format": FORMAT,
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": _ordered(optimizer.state_dict()),
         "scaler": scaler.state_dict(),
         "memory": memory.state_dict(),
         "step": progress.step,
@@ -91,9 +103,10 @@ def pack(
         "selection_steps": progress.selection_steps,
         "stopped": progress.stopped,
         "mask": progress.mask and dict(progress.mask),
+        "unseen": progress.unseen,
     }
     content = io.BytesIO()
-    torch.save(state, content)
+    torch.save(_plain(state), content)
     return content.getvalue()
 
 
@@ -107,10 +120,13 @@ def unpack(
     """Puts a saved state into model, optimizer, scaler and memory, in place, and returns the progress.
 
     Raises:
-        ValueError: another version of hedgerow saved it.
+        Stale: another version of hedgerow left it at the end of a shorter training.
+        ValueError: another version of hedgerow saved it in the middle of this one.
     """
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if state["format"] != FORMAT:
+        if state.get("unseen") or state.get("stopped"):
+            raise Stale(f"a shorter training left a state of format {state['format']}")
         raise ValueError(
             f"the saved training state has format {state['format']}, this hedgerow reads format {FORMAT}: "
             "finish the step with the version that began it"
@@ -130,7 +146,25 @@ def unpack(
         selection_steps=state["selection_steps"],
         stopped=state["stopped"],
         mask=state["mask"] and Mask(state["mask"]),
+        unseen=state.get("unseen", False),
     )
+
+
+def _ordered(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with parameters and slots in order: safetensors gives those of a rewind point in any."""
+    return {**state, "state": {number: dict(sorted(slots.items())) for number, slots in sorted(state["state"].items())}}
+
+
+def _plain(state: Any) -> Any:
+    """The same without shared objects: pickle writes the second mention of an object as a reference to the first.
+
+    Whether two equal names are one object depends on whether they were once unpickled.
+    """
+    if isinstance(state, dict):
+        return {_plain(name): _plain(value) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(_plain, state))
+    return sys.intern(state) if isinstance(state, str) else state
 
 
 def _packed(kept: Best | Good | None) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import repeat
 from typing import Any, cast
 
 import torch
@@ -68,8 +68,13 @@ class Loop:
     half: torch.dtype | None
     """What matrix products are computed in, if not float32."""
 
-    def run(self, progress: Progress, stop: int, after_step: Callable[[Progress], None], context: Context) -> None:
+    def run(
+        self, progress: Progress, stop: int, after_step: Callable[[Progress], None], context: Context
+    ) -> bytes | None:
         """Takes the steps up to `stop`, saving its state between any two of them when the context asks for it.
+
+        What follows a step may depend on whether it is the last one. So a training that ends within its schedule leaves
+        its state as it is before anything has followed its last step, and one that goes on from there begins with that.
 
         Args:
             progress: is moved on in place.
@@ -77,23 +82,36 @@ class Loop:
             after_step: called after every step; it may end the training by giving the progress a reason to stop.
             context: of the task.
 
+        Returns:
+            The state that longer trainings go on from, if it took the last step and the schedule has more of them.
+
         Raises:
             Diverged: a loss is NaN or infinite.
         """
         begin = progress.step
         noise = torch.Generator(self.device)
+        batches = self._batches(begin)
+        left = None
         self.model.train()
-        for batch in islice(self._batches(begin), stop - begin):
-            progress.losses.append(self._step(progress.step, batch, noise))
-            progress.step += 1
-            if progress.step % LOOK == 0:
-                self.require_finite(progress)
-                context.progress(progress.step - begin, stop - begin, f"epoch {self.epoch(progress.step)}")
+        while progress.stopped is None and (progress.unseen or progress.step < stop):
+            if not progress.unseen:
+                progress.losses.append(self._step(progress.step, next(batches), noise))
+                progress.step += 1
+                progress.unseen = True
+                if progress.step % LOOK == 0:
+                    self.require_finite(progress)
+                    context.progress(progress.step - begin, stop - begin, f"epoch {self.epoch(progress.step)}")
+            if progress.step == stop < self.steps:
+                left = self.state(progress)
+            progress.unseen = False
             after_step(progress)
             if context.should_save():
-                context.save(pack(progress, self.model, self.optimizer, self.scaler, self.memories))
-            if progress.stopped is not None:
-                return
+                context.save(left or self.state(progress))
+        return left
+
+    def state(self, progress: Progress) -> bytes:
+        """All that is needed to go on from here."""
+        return pack(progress, self.model, self.optimizer, self.scaler, self.memories)
 
     @property
     def memories(self) -> nn.Module:

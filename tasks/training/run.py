@@ -22,7 +22,7 @@ from tasks.pruning.mask import Enforcer, Mask
 from tasks.pruning.sparsifiers import Stage
 from tasks.seeds import seed_of
 from tasks.task import Context, Result, Stored
-from tasks.training.checkpoint import Best, Progress, unpack
+from tasks.training.checkpoint import CHECKPOINT, Best, Progress, Stale, unpack
 from tasks.training.guard import Guard
 from tasks.training.loop import Loop, compiled
 from tasks.training.robust_validation import RobustValidation
@@ -112,21 +112,28 @@ class Run:
     def run(self, context: Context) -> Result:
         """Trains from where an earlier attempt was left, or from the beginning; see `Train.run`."""
         loop = self.loop
-        saved = context.saved()
-        progress = (
-            Progress(self.begin)
-            if saved is None
-            else unpack(saved, self.model, loop.optimizer, loop.scaler, loop.memories)
-        )
+        known = self._known(context.saved())
+        progress = known or Progress(self.begin)
         if progress.mask is not None:
             self._prune(progress.mask)
         if self.stop == 0:
             progress.history = [{"epoch": 0, "step": 0, **self._validate(progress)}]
-        if saved is None and self.given:
+        if known is None and self.given:
             self._look(progress)
-        if progress.stopped is None:
-            loop.run(progress, self.stop, self._after_step, context)
-        return self._result(progress)
+        left = loop.run(progress, self.stop, self._after_step, context)
+        result = self._result(progress)
+        if 0 < self.stop < self.total:
+            result.files[CHECKPOINT] = left or loop.state(progress)
+        return result
+
+    def _known(self, saved: bytes | None) -> Progress | None:
+        """What an earlier attempt or a shorter training came to, its state put in place."""
+        if saved is None:
+            return None
+        try:
+            return unpack(saved, self.model, self.loop.optimizer, self.loop.scaler, self.loop.memories)
+        except Stale:
+            return None
 
     def _span(self, start: Stored | None) -> tuple[int, int]:
         """The first step, and the one after the last."""
