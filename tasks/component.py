@@ -220,6 +220,9 @@ def _has_versions(identity: Any) -> bool:
 def _canonical(value: Any) -> Any:
     if isinstance(value, Component):
         return value.identity()
+    if isinstance(value, BaseModel):  # a part that is no component: of a search
+        kind = {"kind": kind_of(type(value))} if "kind" in type(value).model_fields else {}
+        return {**kind, **value.model_dump(mode="json", exclude_defaults=True)}
     if isinstance(value, Mapping):
         return {str(name): _canonical(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from rich.console import RenderableType
 
 from cluster.flow import Flow
 from cluster.runs import Finished
@@ -28,6 +30,14 @@ class Workflow(Component):
     def report(self, finished: Sequence[Finished]) -> Report:
         """The closing table and figure, from the steps that are finished so far."""
         raise NotImplementedError
+
+    def planned(self) -> Mapping[str, float]:
+        """Figures of a finished run that are known by counting alone, before anything has run."""
+        return {}
+
+    def so_far(self, notes: Sequence[Finished]) -> RenderableType | None:
+        """What is worth seeing while it runs, from the steps that its driver put down itself; nothing unless said."""
+        return None
 
     def figure_names(self) -> tuple[str, ...]:
         """The figures that a finished run comes to; none if this workflow cannot be searched over."""

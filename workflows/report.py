@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -58,6 +58,8 @@ class Report:
     """What the results depend on, for machines."""
     linear: bool = False
     """Whether x rises linearly; it falls logarithmically otherwise, as densities do."""
+    pages: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
+    """Further files, made when the report is written."""
 
     def view(self) -> Group:
         """For the terminal."""
@@ -74,7 +76,7 @@ class Report:
         return {"title": self.title, "notes": list(self.notes), **about, "results": list(self.results)}
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes `results.json`, `table.md` and, if there is anything to draw, `figure.png`.
+        """Writes `results.json`, `table.md`, further pages and, if there is anything to draw, `figure.png`.
 
         Raises:
             OSError: there is no room, or no right to write; what stood there before still does.
@@ -85,6 +87,7 @@ class Report:
             files = {"figure.png": draw(self.maps, self.title, self.x_label, self.y_label), **files}
         elif any(curve.points for curve in self.curves):
             files = {"figure.png": self._figure(), **files}
+        files |= {name: page() for name, page in self.pages.items()}
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             _replace(folder / name, data)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +16,7 @@ from rich.text import Text
 
 from workflows.command.exit_codes import Exit
 from workflows.command.recipe import BadRequest, Recipe
+from workflows.command.signals import stoppable
 
 if TYPE_CHECKING:
     from workflows.command.launch import Options
@@ -51,6 +50,12 @@ Wandb = Annotated[
 ]
 Checkpoint = Annotated[float, typer.Option("--checkpoint", min=0.1, help="Seconds between checkpoints of a step.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop everything at the first failed step.")]
+StudyUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--study", metavar="URL", help="Optuna database: sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
+    ),
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Check every stored file against its digest before reuse.")]
 
 DEFAULT_STORE = "hedgerow-store"
@@ -72,7 +77,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe, or go on where it was left: finished steps are found, not computed again."""
-    with _stoppable() as stop_if_asked:
+    with stoppable(_warn) as stop_if_asked:
         from workflows.command.launch import Options
         from workflows.command.recipe import load_recipe
 
@@ -95,13 +100,53 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Go on with a recorded run, wherever its recipe file went."""
-    with _stoppable() as stop_if_asked:
+    with stoppable(_warn) as stop_if_asked:
         from workflows.command.inspect import recorded_recipe
         from workflows.command.launch import Options, open_store
 
         loaded = recorded_recipe(open_store(store), run_id)
         options = Options(store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify)
         _launch(loaded, options, as_json, stop_if_asked)
+
+
+@app.command()
+def search(
+    recipe: Annotated[str, typer.Argument(help="A search: a shipped recipe's name, or the path of a .yaml file.")] = "",
+    go_on: Annotated[str, typer.Option("--resume", metavar="STUDY", help="Go on with a recorded search instead.")] = "",
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials to ask for, instead of the recipe's.")] = None,
+    overrides: Overrides = None,
+    study: StudyUrl = None,
+    store: StoreUrl = DEFAULT_STORE,
+    out_folder: Out = DEFAULT_OUT,
+    address: Address = "local",
+    workers: Workers = None,
+    wandb: Wandb = None,
+    checkpoint: Checkpoint = 10.0,
+    fail_fast: FailFast = False,
+    verify: Verify = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search a space of recipes, or go on with a search: trials share what they have in common."""
+    with stoppable(_warn) as stop_if_asked:
+        from workflows.command.launch import Options, open_store
+        from workflows.command.search import loaded_search
+
+        loaded = loaded_search(recipe, go_on, lambda: open_store(store), overrides or [], trials)
+        options = Options(store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify, study)
+        _launch(loaded, options, as_json, stop_if_asked)
+
+
+@app.command()
+def export(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="A search's id, or its beginning.")],
+    trial: Annotated[int, typer.Argument(help="The number of a trial.")],
+    store: StoreUrl = DEFAULT_STORE,
+) -> None:
+    """Print the recipe of a search's trial: `hedgerow run` finds the very steps of the trial."""
+    from workflows.command.launch import open_store
+    from workflows.command.search import exported_trial
+
+    sys.stdout.write(exported_trial(open_store(store), study, trial))
 
 
 @app.command()
@@ -248,38 +293,6 @@ def main() -> None:
         sys.exit(Exit.WRONG if isinstance(error, BadRequest) else Exit.INFRASTRUCTURE)
 
 
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], None]]:
-    """Ctrl-C and SIGTERM end a run with one line and a code, also before its first step and after its last.
-
-    Yields:
-        what to call where a signal may have been lost: Ray swallows exceptions here and there while it starts.
-    """
-    asked: list[int] = []
-
-    def stop(number: int, frame: Any) -> None:
-        asked.append(number)
-        raise KeyboardInterrupt
-
-    def stop_if_asked() -> None:
-        if asked:
-            raise KeyboardInterrupt
-
-    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop_if_asked
-    except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit):
-            if end.code != signal.SIGTERM:  # which is what Ray makes of this signal while it starts
-                raise
-            asked.append(signal.SIGTERM)
-        _print_line(err, f"to go on: {shlex.join(['hedgerow', *sys.argv[1:]])}")
-        raise typer.Exit(Exit.PREEMPTED if signal.SIGTERM in asked else Exit.INTERRUPTED) from None
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
 def _launch(recipe: Recipe, options: Options, as_json: bool, stop_if_asked: Callable[[], None]) -> None:
     from workflows.command.launch import launch
 
@@ -302,15 +315,19 @@ def _launch(recipe: Recipe, options: Options, as_json: bool, stop_if_asked: Call
         for path in ended.files:
             _print_line(out, f"wrote {path}")
     for problem in ended.problems:
-        _print_line(err, problem)
+        _warn(problem)
     if ended.code:
-        _print_line(err, f"to go on: {_resume_command(ended.run, options)}")
+        _warn(f"to go on: {_resume_command(ended.run, options)}")
         raise typer.Exit(ended.code)
 
 
 def _resume_command(run: str, options: Options) -> str:
     """The command that goes on with a run where and how it ran."""
-    words = ["hedgerow", "resume", run]
+    words = (
+        ["hedgerow", "search", "--resume", run, "--study", options.study]
+        if options.study
+        else ["hedgerow", "resume", run]
+    )
     if options.store not in (DEFAULT_STORE, os.environ.get("HEDGEROW_STORE")):
         words += ["--store", options.store]
     if options.out != DEFAULT_OUT:
@@ -332,6 +349,10 @@ def _print_view(view: Group) -> None:
 
 def _print_line(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _warn(line: str) -> None:
+    _print_line(err, line)
 
 
 def _print_json(value: Any) -> None:

@@ -24,6 +24,7 @@ from workflows import Workflow
 from workflows.command.launch import run_id_of
 from workflows.command.recipe import BadRequest, Recipe, workflow_from_record
 from workflows.report import Report
+from workflows.search_steps import computed
 
 LISTED = 24
 """Steps that are listed one by one; more are put together by what they are."""
@@ -33,14 +34,19 @@ SILENCE = Terms().ttl
 State = Literal["stored", "running", "failed", "stopped", "waiting", "damaged"]
 
 
-def recorded_recipe(store: Store, run_id: str) -> Recipe:
-    """The recipe that a run was started with.
+def recorded_recipe(store: Store, run_id: str, check: bool = True) -> Recipe:
+    """The recipe that a run was started with last.
+
+    Args:
+        store: with the run.
+        run_id: or its beginning.
+        check: whether it must be able to run here.
 
     Raises:
         BadRequest: there is no such run, or this version of hedgerow no longer understands its recipe.
     """
     run = load_run(store, run_id)
-    return Recipe(run.record.get("name", ""), _workflow(run), run.record["recipe"])
+    return Recipe(run.record.get("name", ""), _workflow(run, check), run.record["recipe"])
 
 
 def chosen_runs(store: Store, run_id: str) -> list[Run]:
@@ -78,6 +84,7 @@ def plan_records(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         "stored": len(plan.stored),
         "to_run": len(plan.to_run),
         "sample_steps_saved": _saved(plan),
+        "shared_by_trials": _shared(plan),
         "steps": [
             {**record, "kind": step.handle.task.kind, "stored": step.published is not None}
             for record, step in zip(plan.records(), plan.steps, strict=True)
@@ -101,6 +108,12 @@ def plan_table(recipe: Recipe, plan: Plan) -> Group:
     line = f"run {run_id_of(recipe)}: {len(plan.steps)} steps, {len(plan.stored)} stored, {len(plan.to_run)} to run"
     if saved := _saved(plan):
         line += f"; what is stored saves {saved:,} sample-steps of training"
+    shared = _shared(plan)
+    if shared["steps"] or shared["sample_steps_saved"]:
+        line += (
+            f"; {shared['steps']} steps serve several of the trials under way, and that trials share steps has saved "
+            f"{shared['sample_steps_saved']:,} of these so far"
+        )
     return Group(table, Text(line))
 
 
@@ -317,6 +330,20 @@ def _state_line(record: Mapping[str, Any]) -> str:
 
 def _saved(plan: Plan) -> int:
     return sum(int(step.published.metrics.get("sample_steps", 0)) for step in plan.stored if step.published)
+
+
+def _shared(plan: Plan) -> dict[str, int]:
+    """How many steps serve several trials of a search, and the sample-steps saved by that up to now."""
+    told = [step.published.metrics for step in plan.stored if step.published and step.handle.task.kind == "trial"]
+    saved = sum(trial["sample_steps"] for trial in told) - computed(told)
+    several = 0
+    for step in plan.steps:
+        trials = {at["trial"] for at in step.handle.askers if "trial" in at}
+        if len(trials) > 1:
+            several += 1
+            cost = step.published.metrics.get("sample_steps", 0) if step.published else 0
+            saved += cost * (len(trials) - 1)
+    return {"steps": several, "sample_steps_saved": saved}
 
 
 def _grouped(steps: Iterable[PlannedStep]) -> dict[tuple[str, tuple[Any, ...]], list[PlannedStep]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -27,11 +27,15 @@ from cluster.step import key_of
 from cluster.store import Store, StoreError
 from cluster.tracking import Tracker, choose_mode
 from cluster.worker import Terms
+from workflows import Workflow
 from workflows.command.exit_codes import Exit
 from workflows.command.live import LiveView
 from workflows.command.recipe import BadRequest, Recipe
 from workflows.mistakes import lines_of
 from workflows.report import Report
+
+if TYPE_CHECKING:
+    from workflows.command.study_view import StudyView
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
@@ -49,6 +53,8 @@ class Options:
     checkpoint: float = 10.0
     fail_fast: bool = False
     verify: bool = False
+    study: str | None = None
+    """Where a search shows itself as an Optuna study; in the folder of its report unless given."""
 
 
 @dataclass
@@ -142,6 +148,7 @@ def launch(
         "recipe": recipe.workflow.model_dump(mode="json"),
         "command": shlex.join(["hedgerow", *sys.argv[1:]]),
     }
+    study = _study_view(recipe.workflow, run_id, options.study, folder, plan)
     run = Run.open(store, run_id, record)
     write_plan(store, run_id, plan.records())
     code, problems = Exit.DONE, list[str]()
@@ -150,7 +157,9 @@ def launch(
             with console.status("starting Ray" if options.address == "local" else f"joining {options.address}"):
                 ray = stack.enter_context(session(options.address, cpus=options.workers))
             stop_if_asked()
-            code, problems = _run_on_ray(ray, recipe, plan, run, store, options, tracking, console)
+            code, problems = _run_on_ray(ray, recipe, plan, run, store, options, tracking, console, study)
+    if study is not None:
+        problems += study.end()
     ended = Ended(code, run_id, problems)
     try:
         ended.report = recipe.workflow.report(finished_steps(store, run_id))
@@ -163,14 +172,25 @@ def launch(
 
 
 def _run_on_ray(
-    ray: Any, recipe: Recipe, plan: Plan, run: Run, store: Store, options: Options, tracking: str, console: Console
+    ray: Any,
+    recipe: Recipe,
+    plan: Plan,
+    run: Run,
+    store: Store,
+    options: Options,
+    tracking: str,
+    console: Console,
+    study: StudyView | None,
 ) -> tuple[Exit, list[str]]:
     driver = _Driver(recipe, store, RayExecutor(ray), options, run)
+    if study is not None:
+        driver.listeners.append(study.tell)
     tracker = Tracker.start(store.url, run.id, tracking, options.out / run.id)
     resources = ray.cluster_resources()
     for line in _unplaced(plan, [node["Resources"] for node in ray.nodes() if node["Alive"]]):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    with LiveView(console, store, plan, resources.get("CPU", 1), resources.get("GPU", 0)) as view:
+    cpus, gpus = resources.get("CPU", 1), resources.get("GPU", 0)
+    with LiveView(console, store, plan, cpus, gpus, recipe.workflow.so_far) as view:
         driver.listeners.append(view.tell)
         driver.say = view.say
         code = _run_with_signals(driver.drive())
@@ -256,6 +276,19 @@ class _Driver:
             self.problems.append(f"{failure}{log}")
             if self._options.fail_fast:
                 self._stop()
+
+
+def _study_view(workflow: Workflow, run_id: str, url: str | None, folder: Path, plan: Plan) -> StudyView | None:
+    """What shows a search as an Optuna study."""
+    from workflows.search import Search
+
+    if not isinstance(workflow, Search):
+        return None
+    from workflows.command.study_view import StudyView  # a database's driver, which nothing else needs
+
+    view = StudyView(workflow, run_id, url, folder)
+    view.begin(step.published for step in plan.stored if step.published is not None)
+    return view
 
 
 def _code_of(failure: StepFailed) -> Exit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from cluster.flow import Handle, describe
 from cluster.follower import scalars
 from cluster.ledger import Ledger, Published
 from cluster.plan import Plan
+from cluster.runs import Finished
 from cluster.store import Store, StoreError
 from workflows.command.forecast import Forecast, in_words
 
@@ -57,7 +59,15 @@ class LiveView:
     The store is read by a thread of its own: a slow one must hold up neither the table nor the engine.
     """
 
-    def __init__(self, console: Console, store: Store, plan: Plan, cpus: float, gpus: float) -> None:
+    def __init__(
+        self,
+        console: Console,
+        store: Store,
+        plan: Plan,
+        cpus: float,
+        gpus: float,
+        so_far: Callable[[Sequence[Finished]], RenderableType | None] = lambda notes: None,
+    ) -> None:
         """Prepares a view.
 
         Args:
@@ -66,8 +76,13 @@ class LiveView:
             plan: the steps known beforehand; a workflow may ask for more.
             cpus: of the whole cluster, for the time that is left.
             gpus: of the whole cluster.
+            so_far: what to show of the driver's own notes, above the running steps.
         """
         self._console = console
+        self._so_far = so_far
+        self._notes: list[Finished] = []
+        self._board: tuple[int, RenderableType | None] = (0, None)
+        """What is shown of so many notes."""
         self._ledger = Ledger(store)
         forecast = Forecast((step.handle for step in plan.to_run), cpus, gpus)
         self._news = _News(forecast, {step.handle.key for step in plan.steps})
@@ -100,6 +115,8 @@ class LiveView:
                 now.ended[handle.key] = state
                 seconds = news["published"].manifest["seconds"] if state == "published" else None
                 now.forecast.end(handle, seconds)
+        if state in ("found", "published") and handle.task.threads == 0:
+            self._notes.append(Finished(handle.at, news["published"]))
         self._tell_in_a_line(state, handle, news)
 
     def say(self, line: str) -> None:
@@ -124,7 +141,11 @@ class LiveView:
             running = [step for step in self._news.under_way.values() if step.began is not None]
             table = _running_table(sorted(running, key=lambda step: -step.done)[:SHOWN])
             line = self._line(running)
-        return Group(table, Text(line)) if running else Text(line)
+        if self._board[0] != len(self._notes):
+            notes = self._notes[:]
+            self._board = (len(notes), self._so_far(notes))
+        board = self._board[1]
+        return Group(*([board] if board else []), *([table] if running else []), Text(line))
 
     def _line(self, running: list[_UnderWay]) -> str:
         counts, queued = Counter(self._news.ended.values()), len(self._news.under_way) - len(running)
@@ -170,8 +191,17 @@ def _running_table(steps: list[_UnderWay]) -> Table:
 
 def headline(published: Published) -> str:
     """The few metrics of a step that fit on a line."""
+    if "parameters" in published.metrics:
+        return _noted(published.metrics)
     found = dict(scalars(published.metrics, "metrics"))
     radii = [name for name in found if name.startswith("metrics/robust/") and name.endswith("/accuracy")]
     robust = [radii[0].removeprefix("metrics/")] if len(radii) == 1 else []
     wanted = ("clean/accuracy", *robust, "last/accuracy", "density")
     return "  ".join(f"{name} {found[f'metrics/{name}']:.4f}" for name in wanted if f"metrics/{name}" in found)
+
+
+def _noted(metrics: Mapping[str, Any]) -> str:
+    """A trial that was asked for, or what became of it."""
+    shown = metrics.get("values") or ({} if "state" in metrics else metrics["parameters"] or {})
+    words = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()]
+    return "  ".join([*([metrics["state"]] if "state" in metrics else []), *words])

@@ -1,0 +1,110 @@
+"""Records of trials, as Optuna and a report look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from search_spaces.goals import Constraint, Objective
+from search_spaces.space import Space
+
+STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+WORDS = ("state", "because", "cause", "message", "stopped_at", "sample_steps")
+"""What a told record says of a trial beside its figures, as far as it says it."""
+
+
+def frozen_trial(
+    space: Space,
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+    number: int,
+    parameters: Mapping[str, Any],
+    told: Mapping[str, Any] | None = None,
+) -> FrozenTrial:
+    """A trial as Optuna keeps it: running as long as nothing was told of it.
+
+    Args:
+        space: that its parameters are from.
+        objectives: whose figures are its values.
+        constraints: what a complete trial must meet to count.
+        number: of the trial.
+        parameters: by name.
+        told: `state` (complete, stopped, failed), `figures` by name, `rungs` (of each the figures), and words.
+
+    Raises:
+        ValueError: a figure is missing.
+    """
+    known = {name: parameters[name] for name in space.order if name in parameters}
+    told = told or {}
+    figures = told.get("figures", {})
+    complete = told.get("state") == "complete"
+    wanted = [objective.figure for objective in objectives] + [bound.figure for bound in constraints]
+    for name in wanted if complete else ():
+        if name not in figures:
+            raise ValueError(f"trial {number}: it has no figure '{name}'; found: {', '.join(figures) or 'none'}")
+    trial = create_trial(
+        state=STATES[told["state"]] if told else TrialState.RUNNING,
+        values=[figures[objective.figure] for objective in objectives] if complete else None,
+        params=known,
+        distributions={name: space.parameters[name].distribution() for name in known},
+        user_attrs={**{word: told[word] for word in WORDS if word in told}, **figures},
+        intermediate_values=_intermediate(told.get("rungs", {}), objectives) if told else {},
+        constraints={str(bound): bound.violation(figures) for bound in constraints} if complete else None,
+    )
+    trial.number = number
+    return trial
+
+
+def front_of(
+    trials: Sequence[Mapping[str, Any]], objectives: Sequence[Objective], constraints: Sequence[Constraint]
+) -> list[int]:
+    """Numbers of the complete trials that meet all constraints and that no other such trial beats.
+
+    One objective: the best trial, the earliest of equals. Several: all that are not dominated, equals included.
+
+    Args:
+        trials: told records, each with its `number`.
+        objectives: what is better.
+        constraints: what must be met.
+    """
+    feasible = [
+        trial
+        for trial in trials
+        if trial["state"] == "complete" and all(bound.violation(trial["figures"]) <= 0 for bound in constraints)
+    ]
+    if not feasible:
+        return []
+    gains = np.array([[goal.sign * trial["figures"][goal.figure] for goal in objectives] for trial in feasible])
+    if len(objectives) == 1:
+        return [int(feasible[int(gains[:, 0].argmax())]["number"])]
+    return [
+        int(trial["number"])
+        for trial, gain in zip(feasible, gains, strict=True)
+        if not np.any((gains >= gain).all(axis=1) & (gains > gain).any(axis=1))
+    ]
+
+
+def study_of(
+    trials: Sequence[Mapping[str, Any]],
+    space: Space,
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+) -> optuna.Study:
+    """A study in memory with these told trials, to draw."""
+    study = optuna.create_study(directions=[objective.direction for objective in objectives])
+    study.set_metric_names([objective.figure for objective in objectives])
+    study.add_trials(
+        frozen_trial(space, objectives, constraints, trial["number"], trial["parameters"], trial) for trial in trials
+    )
+    return study
+
+
+def _intermediate(rungs: Mapping[str, Mapping[str, float]], objectives: Sequence[Objective]) -> dict[int, float]:
+    """By the place of the rung; Optuna knows none of several objectives."""
+    if len(objectives) > 1:
+        return {}
+    return {place: figures[objectives[0].figure] for place, figures in enumerate(rungs.values())}

@@ -1,0 +1,49 @@
+"""Signals that end a command: one line that says how to go on, and a code."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from workflows.command.exit_codes import Exit
+
+
+@contextmanager
+def stoppable(say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Ctrl-C and SIGTERM end a run with one line and a code, also before its first step and after its last.
+
+    Args:
+        say: takes the line.
+
+    Yields:
+        what to call where a signal may have been lost: Ray swallows exceptions here and there while it starts.
+    """
+    asked: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    def stop_if_asked() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop_if_asked
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit):
+            if end.code != signal.SIGTERM:  # which is what Ray makes of this signal while it starts
+                raise
+            asked.append(signal.SIGTERM)
+        say(f"to go on: {shlex.join(['hedgerow', *sys.argv[1:]])}")
+        raise typer.Exit(Exit.PREEMPTED if signal.SIGTERM in asked else Exit.INTERRUPTED) from None
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,170 @@
+"""The closing report of a search: its front, what became of the trials, and what sharing saved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from cluster.runs import Finished
+from search_spaces.records import front_of, study_of
+from workflows.report import Curve, Report
+from workflows.search_steps import computed
+
+if TYPE_CHECKING:
+    from workflows.search import Search
+
+
+def report_on(search: Search, finished: Sequence[Finished]) -> Report:
+    """The front so far; with figures on test data once the search has closed."""
+    trials = told_trials(search, finished)
+    closed = _closing(search, finished, len(trials))
+    front = front_of(trials, search.objectives, search.constraints)
+    tests = {entry["number"]: entry["test"] for entry in closed.get("front", ())}
+    figures = _shown_figures(search)
+    varied = sorted({name for number in front for name in trials[number]["parameters"]})
+    lead = search.objectives[0]
+    front.sort(key=lambda number: -lead.sign * trials[number]["figures"][lead.figure])
+    results = [_result(search, trial, trial["number"] in front, tests) for trial in trials]
+    return Report(
+        title=f"Search with {search.sampler.kind}: "
+        + ", ".join(
+            f"{'most' if objective.maximise else 'least'} {objective.figure}" for objective in search.objectives
+        ),
+        columns=["trial", *varied, *figures, *([f"{name} test" for name in figures] if tests else [])],
+        rows=[
+            [
+                str(number),
+                *(_word(trials[number]["parameters"].get(name, "")) for name in varied),
+                *(_word(trials[number]["figures"][name]) for name in figures),
+                *([_word(tests[number][name]) for name in figures] if tests else []),
+            ]
+            for number in front
+        ],
+        results=results,
+        notes=_notes(search, trials, closed),
+        curves=_curves(search, trials, front),
+        x_label=search.objectives[-1].figure,
+        y_label=lead.figure,
+        linear=True,
+        pages={
+            "study.html": partial(_page, search, trials),
+            **{f"trial-{number:04d}.yaml": partial(exported, search, trials[number]) for number in front},
+        },
+    )
+
+
+def told_trials(search: Search, finished: Sequence[Finished]) -> list[Mapping[str, Any]]:
+    """What became of the trials of this study, by number."""
+    told = {
+        step.metrics["number"]: step.metrics
+        for step in finished
+        if step.kind == "trial" and step.step.manifest["task"]["study"] == search.key
+    }
+    return [told[number] for number in sorted(told)]
+
+
+def exported(search: Search, trial: Mapping[str, Any]) -> bytes:
+    """The recipe of a trial: `hedgerow run` finds its very steps."""
+    figures = ", ".join(f"{name} {_word(value)}" for name, value in trial.get("figures", {}).items())
+    head = (
+        f"# Trial {trial['number']} of study {search.key[:12]}: {figures or trial['state']}.\n"
+        "# On validation data, as it was searched by; on test data: --set split=test\n"
+    )
+    return (head + yaml.safe_dump(search.content(trial["parameters"]), sort_keys=False, allow_unicode=True)).encode()
+
+
+def _closing(search: Search, finished: Sequence[Finished], count: int) -> Mapping[str, Any]:
+    """What the search put down when it closed with so many trials; nothing while it goes on."""
+    for step in finished:
+        task = step.step.manifest["task"]
+        if step.kind == "front" and task["study"] == search.key and task["number"] == count:
+            return step.metrics
+    return {}
+
+
+def _result(
+    search: Search, trial: Mapping[str, Any], on_front: bool, tests: Mapping[int, Mapping[str, float]]
+) -> dict[str, Any]:
+    shown = ("number", "state", "parameters", "figures", "stopped_at", "because", "cause", "message", "sample_steps")
+    result = {name: trial[name] for name in shown if name in trial}
+    if "figures" in trial:
+        result["feasible"] = all(constraint.violation(trial["figures"]) <= 0 for constraint in search.constraints)
+        result["front"] = on_front
+    if trial["number"] in tests:
+        result["test"] = dict(tests[trial["number"]])
+    return result
+
+
+def _notes(search: Search, trials: Sequence[Mapping[str, Any]], closed: Mapping[str, Any]) -> list[str]:
+    states = Counter(trial["state"] for trial in trials)
+    notes = [f"{len(trials)} trials: " + ", ".join(f"{count} {state}" for state, count in states.items())]
+    alone, together = sum(trial["sample_steps"] for trial in trials), computed(trials)
+    if alone:
+        notes.append(
+            f"{together:,} sample-steps of training; the trials one by one are {alone:,}: "
+            f"sharing saved {alone - together:,} ({(alone - together) / alone:.0%})"
+        )
+    infeasible = sum(
+        any(constraint.violation(trial["figures"]) > 0 for constraint in search.constraints)
+        for trial in trials
+        if "figures" in trial
+    )
+    if infeasible:
+        bounds = " and ".join(map(str, search.constraints))
+        notes.append(f"{infeasible} of the complete trials do not keep to {bounds}")
+    if "audit" in closed:
+        notes.append(_audit_note(closed["audit"]))
+    notes += [f"trial {trial['number']} failed ({trial['cause']}): {trial['message']}" for trial in _failed(trials)[:3]]
+    notes.append("searched by figures on validation data; those on test data were looked at once, for the front alone")
+    return notes
+
+
+def _audit_note(audit: Mapping[str, Any]) -> str:
+    return (
+        f"{audit['wrong']} of {audit['of']} stopped trials that were run to their end would have been on the front "
+        f"(95 % interval of the rate of wrong stops {audit['low']:.0%} to {audit['high']:.0%})"
+    )
+
+
+def _failed(trials: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [trial for trial in trials if trial["state"] == "failed"]
+
+
+def _shown_figures(search: Search) -> list[str]:
+    names = [objective.figure for objective in search.objectives]
+    names += [constraint.figure for constraint in search.constraints]
+    return list(dict.fromkeys(names))
+
+
+def _curves(search: Search, trials: Sequence[Mapping[str, Any]], front: Sequence[int]) -> list[Curve]:
+    """Of one objective its course; of several the first over the last."""
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    y, x = search.objectives[0].figure, search.objectives[-1].figure
+    if len(search.objectives) == 1:
+        return [Curve("trials", [(trial["number"], trial["figures"][y]) for trial in complete])]
+    return [
+        Curve(
+            "trials",
+            [(trial["figures"][x], trial["figures"][y]) for trial in complete],
+            {"linestyle": "", "color": "C7"},
+        ),
+        Curve(
+            "front",
+            [(trials[number]["figures"][x], trials[number]["figures"][y]) for number in front],
+            {"color": "C2", "drawstyle": "default"},
+        ),
+    ]
+
+
+def _page(search: Search, trials: Sequence[Mapping[str, Any]]) -> bytes:
+    from search_spaces.page import study_page  # plotly takes a moment, and most commands draw nothing
+
+    return study_page(study_of(trials, search.space, search.objectives, search.constraints), search.key[:12]).encode()
+
+
+def _word(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
