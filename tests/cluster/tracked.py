@@ -41,20 +41,22 @@ class Driver:
     def track(self, mode: str = "offline") -> Tracker:
         return Tracker.start(self.store.url, self.run.id, mode, self.results)
 
-    def ask(self, at: Mapping[str, Any]) -> str:
-        key = hashlib.sha256(json.dumps(at, sort_keys=True).encode()).hexdigest()
-        self.log.write("step", state="started", key=key, kind="evaluate", at=at)
+    def ask(self, at: Mapping[str, Any], kind: str = "evaluate") -> str:
+        key = hashlib.sha256(json.dumps(at, sort_keys=True).encode() + kind.encode()).hexdigest()
+        self.log.write("step", state="started", key=key, kind=kind, at=at)
         return key
+
+    def publish(self, at: Mapping[str, Any], kind: str, metrics: Mapping[str, Any], history: bytes = b"") -> None:
+        key = self.ask(at, kind)
+        lease = Ledger(self.store).lease(key, f"attempt-{key}")
+        if lease is not None:
+            manifest = {"task": {"kind": kind}, "inputs": {}, "metrics": metrics}
+            Ledger(self.store).publish(lease, {"history.jsonl": history} if history else {}, manifest)
+        self.log.write("step", state="found" if lease is None else "published", key=key, kind=kind, at=at)
 
     def finish(self, *levels: int, replicate: int = 0) -> None:
         for level in levels:
-            at = {"replicate": replicate, "level": level}
-            key = self.ask(at)
-            lease = Ledger(self.store).lease(key, f"attempt-{key}")
-            if lease is not None:
-                manifest = {"task": {"kind": "evaluate"}, "inputs": {}, "metrics": METRICS}
-                Ledger(self.store).publish(lease, {"history.jsonl": HISTORY}, manifest)
-            self.log.write("step", state="found" if lease is None else "published", key=key, kind="evaluate", at=at)
+            self.publish({"replicate": replicate, "level": level}, "evaluate", METRICS, HISTORY)
 
 
 def until(condition: Callable[[], Any], seconds: float = 20) -> Any:

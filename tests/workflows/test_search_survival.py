@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,10 +63,16 @@ def shown(url: str, name: str) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed search; not to be changed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     run_to_the_end(folder)
-    return left_by(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: Path) -> dict[str, Any]:
+    return left_by(finished)
 
 
 def kill_the_driver(folder: Path, after: float) -> bool:
@@ -88,13 +95,13 @@ def kill_the_driver(folder: Path, after: float) -> bool:
     return struck
 
 
-@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[pytest.mark.slow] if seed > 1 else []) for seed in SEEDS])
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[pytest.mark.slow] if seed else []) for seed in SEEDS])
 def test_a_search_whose_driver_is_killed_ends_as_an_undisturbed_one(
     seed: int, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     random = Random(seed)
     struck = kill_the_driver(tmp_path, random.uniform(5.0, 14.0))
-    if seed > 1:
+    if seed:
         kill_the_driver(tmp_path, random.uniform(4.0, 9.0))
     run_to_the_end(tmp_path)
     assert struck
@@ -111,15 +118,14 @@ def test_two_drivers_on_one_study_tell_every_trial_once(tmp_path: Path, undistur
     assert left_by(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize("damage", ["deleted", "truncated"])
 def test_a_study_file_that_is_lost_is_made_anew_from_the_ledger(
-    damage: str, tmp_path: Path, undisturbed: dict[str, Any]
+    tmp_path: Path, finished: Path, undisturbed: dict[str, Any]
 ) -> None:
-    run_to_the_end(tmp_path)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (study,) = (tmp_path / "out").glob("*/study.db")
-    if damage == "deleted":
-        study.unlink()
-    else:
-        study.write_bytes(study.read_bytes()[: study.stat().st_size // 2])
+    study.unlink()
+    run_to_the_end(tmp_path)
+    assert left_by(tmp_path) == undisturbed
+    study.write_bytes(study.read_bytes()[: study.stat().st_size // 2])
     run_to_the_end(tmp_path)
     assert left_by(tmp_path) == undisturbed

@@ -191,7 +191,7 @@ def _running_table(steps: list[_UnderWay]) -> Table:
 
 def headline(published: Published) -> str:
     """The few metrics of a step that fit on a line."""
-    if "parameters" in published.metrics:
+    if published.manifest["task"]["kind"] in ("ask", "trial"):
         return _noted(published.metrics)
     found = dict(scalars(published.metrics, "metrics"))
     radii = [name for name in found if name.startswith("metrics/robust/") and name.endswith("/accuracy")]
