@@ -46,13 +46,17 @@ def frozen_trial(
     for name in wanted if complete else ():
         if name not in figures:
             raise ValueError(f"trial {number}: it has no figure '{name}'; found: {', '.join(figures) or 'none'}")
+    on_the_way = _intermediate(told.get("rungs", {}), objectives)
+    values = [figures[objective.figure] for objective in objectives] if complete else None
+    if told.get("state") == "stopped" and on_the_way:
+        values = [on_the_way[max(on_the_way)]]  # as Optuna has it: what it had come to
     trial = create_trial(
         state=STATES[told["state"]] if told else TrialState.RUNNING,
-        values=[figures[objective.figure] for objective in objectives] if complete else None,
+        values=values,
         params=known,
         distributions={name: space.parameters[name].distribution() for name in known},
         user_attrs={**{word: told[word] for word in WORDS if word in told}, **figures},
-        intermediate_values=_intermediate(told.get("rungs", {}), objectives) if told else {},
+        intermediate_values=on_the_way,
         constraints={str(bound): bound.violation(figures) for bound in constraints} if complete else None,
     )
     trial.number = number
@@ -62,30 +66,35 @@ def frozen_trial(
 def front_of(
     trials: Sequence[Mapping[str, Any]], objectives: Sequence[Objective], constraints: Sequence[Constraint]
 ) -> list[int]:
-    """Numbers of the complete trials that meet all constraints and that no other such trial beats.
+    """The complete trials that meet all constraints and that no other such trial beats.
 
     One objective: the best trial, the earliest of equals. Several: all that are not dominated, equals included.
 
     Args:
-        trials: told records, each with its `number`.
+        trials: told records, in the order of their numbers.
         objectives: what is better.
         constraints: what must be met.
+
+    Returns:
+        their numbers.
     """
-    feasible = [
-        trial
-        for trial in trials
+    feasible = {
+        place: trial["figures"]
+        for place, trial in enumerate(trials)
         if trial["state"] == "complete" and all(bound.violation(trial["figures"]) <= 0 for bound in constraints)
-    ]
+    }
     if not feasible:
         return []
-    gains = np.array([[goal.sign * trial["figures"][goal.figure] for goal in objectives] for trial in feasible])
+    places = list(feasible)
+    gains = np.array([[goal.sign * figures[goal.figure] for goal in objectives] for figures in feasible.values()])
     if len(objectives) == 1:
-        return [int(feasible[int(gains[:, 0].argmax())]["number"])]
-    return [
-        int(trial["number"])
-        for trial, gain in zip(feasible, gains, strict=True)
-        if not np.any((gains >= gain).all(axis=1) & (gains > gain).any(axis=1))
-    ]
+        return [places[int(gains[:, 0].argmax())]]
+    front: list[int] = []
+    for place in np.lexsort(gains.T)[::-1]:  # whatever beats a trial comes before it
+        better = gains[front]
+        if not np.any((better >= gains[place]).all(axis=1) & (better > gains[place]).any(axis=1)):
+            front.append(int(place))
+    return sorted(places[place] for place in front)
 
 
 def study_of(
@@ -107,4 +116,5 @@ def _intermediate(rungs: Mapping[str, Mapping[str, float]], objectives: Sequence
     """By the place of the rung; Optuna knows none of several objectives."""
     if len(objectives) > 1:
         return {}
-    return {place: figures[objectives[0].figure] for place, figures in enumerate(rungs.values())}
+    name = objectives[0].figure
+    return {place: figures[name] for place, figures in enumerate(rungs.values()) if name in figures}

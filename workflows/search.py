@@ -64,6 +64,10 @@ def _content_of(base: Any) -> Any:
     return read_content(base) if isinstance(base, str) else base
 
 
+def _space_of(given: Any) -> Any:
+    return Space.load(given) if isinstance(given, str) else given
+
+
 class Search(Workflow):
     """Search over another workflow's fields with Optuna (Akiba et al. 2019, arXiv 1907.10902).
 
@@ -77,7 +81,7 @@ class Search(Workflow):
     """What every trial runs: a shipped recipe's name, the path of one, or its content."""
     changes: dict[str, Any] = Field(default_factory=dict)
     """Fields of it to set for every trial, by dotted path."""
-    space: Annotated[Space, BeforeValidator(Space.load)]
+    space: Annotated[Space, BeforeValidator(_space_of)]
     """What is varied: a shipped space's name, the path of one, or its content."""
     objectives: tuple[Objective, ...] = Field(min_length=1)
     """Figures to make large or small, measured on validation data."""
@@ -171,7 +175,7 @@ class Search(Workflow):
 
     async def run(self, flow: Flow) -> None:
         """Asks, runs and tells, until the budget is spent; then measures the front on test data."""
-        study = Study(self.key, self.space, self.sampler, self.objectives)
+        study = Study(self.key, self.space, self.sampler, self.objectives, self.constraints, self.start)
         told: list[Told] = []
         running: deque[asyncio.Task[Told]] = deque()
         began = time.monotonic()
@@ -199,7 +203,7 @@ class Search(Workflow):
         """Waits for the oldest trial that runs, and tells the study."""
         told.append(await running[0])
         running.popleft()
-        study.tell(len(told) - 1, told[-1].metrics, self.constraints)
+        study.tell(len(told) - 1, told[-1].metrics)
 
     async def _next(self, flow: Flow, study: Study, told: Sequence[Told]) -> Coroutine[Any, Any, Told] | None:
         """The next trial, found or asked for, to be run; None when there is nothing left to try."""
@@ -211,7 +215,7 @@ class Search(Workflow):
             return _found(known)
 
         def suggested() -> Result:
-            return Result({"parameters": study.ask() if study.asked == number else study.frozen(number).params})
+            return Result({"parameters": study.ask() if study.asked == number else study.parameters(number)})
 
         parameters = (await here.step(Ask(self.key, number, suggested)))["parameters"]
         if parameters is None:

@@ -66,8 +66,14 @@ def result(number: int, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {"number": number, "state": "complete", "figures": {"robust": robust, "size": size}, "rungs": rungs}
 
 
-def open_study(kind: str, space: Space, objectives: Sequence[Objective], key: str = "toy") -> Study:
-    return Study(key, space, quick(kind), objectives)
+def open_study(
+    kind: str,
+    space: Space,
+    objectives: Sequence[Objective],
+    key: str = "toy",
+    constraints: Sequence[Constraint] = BOUND,
+) -> Study:
+    return Study(key, space, quick(kind), objectives, constraints)
 
 
 def go_on(
@@ -78,7 +84,7 @@ def go_on(
     for number in range(trials):
         disturb_global_generators(noise + number)
         if number >= window:
-            study.tell(number - window, result(number - window, asked[number - window]), BOUND)
+            study.tell(number - window, result(number - window, asked[number - window]))
         if number < len(known):
             study.replay(known[number])
             asked.append(dict(known[number]))

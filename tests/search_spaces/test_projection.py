@@ -30,7 +30,7 @@ from tests.search_spaces.projected import (
     trials,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:Argument ``system_attrs``", "ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 has doubts about forks
 WRITES = ("INSERT", "UPDATE", "DELETE")
 
 

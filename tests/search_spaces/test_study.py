@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from search_spaces.goals import Constraint, Objective
 from search_spaces.samplers import Random
 from search_spaces.study import Study
-from tests.search_spaces.studies import BOUND, CONDITIONAL, FINITE, NUMBERS, ONE, TWO, go_on, open_study, result
+from tests.search_spaces.studies import BOUND, CONDITIONAL, FINITE, NUMBERS, ONE, TWO, go_on, open_study, quick, result
 
 GRID = [0.0, 0.25, 0.5, 0.75, 1.0]
 
@@ -19,10 +19,10 @@ GRID = [0.0, 0.25, 0.5, 0.75, 1.0]
 def study_of(
     figures: list[dict[str, float]], objectives: tuple[Objective, ...], bounds: tuple[Constraint, ...]
 ) -> Study:
-    study = Study("toy", NUMBERS, Random(), objectives)
+    study = Study("toy", NUMBERS, Random(), objectives, bounds)
     for number, one in enumerate(figures):
         study.replay({"levels": 3, "train.epsilon": 0.1})
-        study.tell(number, {"state": "complete", "figures": one}, bounds)
+        study.tell(number, {"state": "complete", "figures": one})
     return study
 
 
@@ -72,7 +72,7 @@ def test_a_trial_can_be_looked_at_in_every_state() -> None:
     assert study.frozen(6).user_attrs == {"state": "failed", "cause": "oom", "message": "out of memory"}
     stopped = study.frozen(4)
     assert stopped.user_attrs["because"] == "below the median"
-    assert stopped.intermediate_values == {1: stopped.value}
+    assert stopped.intermediate_values == {0: stopped.value}
     complete = study.frozen(3)
     told = result(3, asked[3])["figures"]
     assert (complete.number, complete.value) == (3, told["robust"])
@@ -98,7 +98,7 @@ def test_several_objectives_have_no_intermediate_values_but_their_trials_can_be_
 
 def test_stopped_trials_count_for_what_is_asked_next() -> None:
     def asked(because: str) -> list[dict[str, Any]]:
-        study = Study("toy", NUMBERS, open_study("tpe", NUMBERS, ONE).sampler, ONE)
+        study = Study("toy", NUMBERS, quick("tpe"), ONE)
         parameters: list[dict[str, Any]] = []
         for number in range(12):
             parameters.append(study.ask() or {})
@@ -126,7 +126,7 @@ def test_a_figure_that_an_objective_or_a_constraint_needs_is_missed(figures: dic
     study = open_study("random", NUMBERS, ONE)
     study.ask()
     with pytest.raises(ValueError, match=f"trial 0: it has no figure '{name}'; found: "):
-        study.tell(0, {"state": "complete", "figures": figures}, BOUND)
+        study.tell(0, {"state": "complete", "figures": figures})
 
 
 def test_the_front_of_two_thousand_trials_that_all_lead_is_whole() -> None:
@@ -149,3 +149,15 @@ def test_another_process_asks_the_same() -> None:
     }
     assert len(printed) == 1
     assert len(printed.pop().splitlines()) == 8
+
+
+def test_the_first_trials_are_those_given_and_the_sampler_goes_on_from_there() -> None:
+    start = [{"levels": 5, "train.epsilon": 0.1}, {"levels": 30, "train.epsilon": 0.02}]
+    for kind in ("tpe", "nsga2", "grid"):
+        space = FINITE if kind == "grid" else NUMBERS
+        begun = [{"levels": 2, "objective": "pgd"}] if kind == "grid" else start
+        study = Study("toy", space, quick(kind), ONE, start=begun)
+        asked = go_on(study, 8, window=2)
+        assert asked[: len(begun)] == begun
+        again = Study("toy", space, quick(kind), ONE, start=begun)
+        assert go_on(again, 8, window=2, known=asked[:5]) == asked

@@ -107,7 +107,7 @@ def test_what_a_running_trial_might_have_had_is_forgotten() -> None:
     finished = [{"levels": n, "share": 0.5, "objective": "trades", "objective.beta": 1.0 + n} for n in range(2, 8)]
 
     def reopened(key: str, running: Sequence[Mapping[str, Any]]) -> Study:
-        study = open_study("tpe", CONDITIONAL, ONE, key)
+        study = open_study("tpe", CONDITIONAL, ONE, key, ())
         for number, parameters in enumerate(finished):
             study.replay(parameters)
             study.tell(number, {"state": "complete", "figures": {"robust": number % 4}})
