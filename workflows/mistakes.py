@@ -16,7 +16,10 @@ IN_YAML = {
 def explain_errors(error: ValidationError) -> list[str]:
     """One line a mistake: dotted path, what is wrong, value found."""
     lines = []
-    for mistake in error.errors():
+    found = error.errors()
+    for mistake in found:
+        if mistake["type"] == "too_short" and any(_is_below(mistake["loc"], other["loc"]) for other in found):
+            continue  # it is too short for want of the item that is wrong
         path = ".".join(str(part) for part in mistake["loc"])
         message = mistake["msg"].removeprefix("Value error, ")
         message = IN_YAML.get(mistake["type"], message)
@@ -28,3 +31,7 @@ def explain_errors(error: ValidationError) -> list[str]:
 def lines_of(error: ValueError) -> list[str]:
     """What a wrong value was said to be, one line a mistake."""
     return explain_errors(error) if isinstance(error, ValidationError) else [str(error)]
+
+
+def _is_below(place: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
+    return len(other) > len(place) and other[: len(place)] == place

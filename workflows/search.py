@@ -27,7 +27,7 @@ from search_spaces.samplers import Sampler
 from search_spaces.samplers.tpe import TPE
 from search_spaces.space import Space
 from search_spaces.study import Study
-from tasks.component import Placement, kind_of
+from tasks.component import Placement, kind_of, members
 from tasks.task import Result
 from tasks.training.train import Train
 from workflows import Workflow
@@ -110,15 +110,16 @@ class Search(Workflow):
         kind = self.base.get("kind")
         if kind == kind_of(type(self)):
             raise ValueError("base: a search over searches is none; name another workflow's recipe")
+        searchable = [name for name, each in members(Workflow).items() if each.figures is not Workflow.figures]
+        if kind not in searchable:
+            raise ValueError(f"base: kind '{kind}' comes to no figures to search by; allowed: {', '.join(searchable)}")
         with at_path("sampler"):
             self.sampler.check(self.space, len(self.objectives))
         for place, parameters in enumerate(self.start):
             with at_path(f"start.{place}"):
                 self.space.require(parameters)
         for name, parameters in self.space.probes():
-            with at_path(f"space: {name} = {parameters[name]!r}"):
-                workflow = self.workflow(parameters)
-                workflow.check()
+            workflow = self._probed(f"space: {name} = {parameters[name]!r}", parameters)
             self._require_figures(workflow)
             for _, fields in self.shortened(parameters):
                 with at_path("stopping"):
@@ -127,10 +128,22 @@ class Search(Workflow):
             with at_path("stopping"):
                 self.stopping.check(len(self.objectives))
 
+    def _probed(self, where: str, parameters: Mapping[str, Any]) -> Workflow:
+        """The workflow of these parameters, able to run; what is wrong without them too is the base's mistake."""
+        try:
+            workflow = self.workflow(parameters)
+            workflow.check()
+        except ValueError as error:
+            line = lines_of(error)[0]
+            try:
+                self.workflow({}).check()
+            except ValueError as alone:
+                where = "base" if lines_of(alone)[0] == line else where
+            raise ValueError(f"{where}: {line}") from None
+        return workflow
+
     def _require_figures(self, workflow: Workflow) -> None:
         names = workflow.figure_names()
-        if not names:
-            raise ValueError(f"base: a workflow of kind '{kind_of(type(workflow))}' comes to no figures to search by")
         wanted = [(f"objectives.{place}", objective.figure) for place, objective in enumerate(self.objectives)]
         wanted += [(f"constraints.{place}", constraint.figure) for place, constraint in enumerate(self.constraints)]
         for where, figure in wanted:

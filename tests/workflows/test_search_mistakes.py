@@ -57,7 +57,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no budget": ({"budget": {}}, "budget: give at least one of trials, sample_steps, hours"),
     "an unknown space": ({"space": "sparsity-budge"}, "did you mean 'sparsity-budget'?"),
     "an unknown base": ({"base": "quickstar"}, "base: no recipe is called 'quickstar'; did you mean 'quickstart'?"),
-    "a base that is wrong by itself": ({"base": {**CHAIN, "prune": {"fraction": 2}}}, "prune.fraction"),
+    "a base that is wrong by itself": ({"base": {**CHAIN, "prune": {"fraction": 2}}}, "base: prune.fraction"),
     "a workflow without figures": ({"base": "connectivity"}, "comes to no figures"),
     "a search over searches": ({"base": search_content()}, "base: a search over searches"),
     "a start outside its range": ({"start": [{"levels": 9, "train.objective.epsilon": 0.05}]}, "start.0: levels"),
