@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from cluster.plan import make_plan
+from cluster.runs import finished_steps
 from cluster.store import Store
-from tests.workflows.conftest import drive, write_recipe
-from tests.workflows.searches import fronts, load_search, published, searched, told
+from cluster.worker import Order
+from tests.workflows.conftest import Inline, drive, write_recipe
+from tests.workflows.searches import CHAIN, fronts, load_search, published, searched, told
 from workflows.command.recipe import load_recipe
 from workflows.search import Search
 from workflows.search_report import exported
@@ -52,8 +54,6 @@ def test_trials_share_their_prefixes_and_the_report_says_what_that_saved(finishe
     a_training = 200 * 2
     assert sum(together.values()) == trainings * a_training
     assert alone == sum(trial["parameters"]["levels"] + 1 for trial in trials) * a_training
-    from cluster.runs import finished_steps
-
     notes = " ".join(recipe.workflow.report(finished_steps(store, run.id)).notes)
     assert f"sharing saved {alone - sum(together.values()):,}" in notes
 
@@ -62,8 +62,6 @@ def test_what_is_searched_by_is_validation_data_and_the_front_alone_is_measured_
     store = Store.open(str(finished_search / "store"))
     run, _ = drive(store, load_search(finished_search), finished_search / "out")
     (closing,) = fronts(store, run)
-    from cluster.runs import finished_steps
-
     splits: dict[str, set[int]] = {"validation": set(), "test": set()}
     for step in finished_steps(store, run.id):
         if step.kind == "evaluate":
@@ -155,8 +153,6 @@ def test_a_trial_that_fails_is_told_with_its_cause_and_the_search_goes_on(tmp_pa
         assert trial["parameters"] == {"train.optimizer.learning_rate": 1e30}
         assert trial["cause"] == "user"
         assert "NaN or infinite" in trial["message"] or "loss" in trial["message"]
-    from cluster.runs import finished_steps
-
     report = search.report(finished_steps(disk, run.id))
     assert any("failed (user)" in note for note in report.notes)
 
@@ -185,6 +181,31 @@ def test_a_rung_stops_a_trial_and_only_the_steps_up_to_it_are_there(tmp_path: Pa
     assert all(trial["rungs"].keys() == {"1", "2"} for trial in trials if trial["state"] == "complete")
     (closing,) = fronts(disk, run)
     assert closing["audit"]["of"] == 1
+
+
+def test_a_training_that_was_stopped_at_a_rung_goes_on_from_there_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"kind": "train", **CHAIN["train"], "optimizer": {"kind": "sgd", "learning_rate": 0.05, "momentum": 0.9}}
+    base = {"kind": "evaluate", "models": {"net": train}, "attacks": ["fgsm"], "epsilons": [0.1], "examples": 20}
+    space = {"parameters": {"models.net.seed": {"int": [0, 1]}}}
+    stopping = {"kind": "median", "field": "models.net.stop_at", "rungs": [1, 3], "warm_up": 9}
+    search = {"base": base, "space": space, "objectives": [{"maximise": "clean"}], "sampler": "grid", "parallel": 1}
+    orders: list[Order] = []
+    submit = Inline.submit
+    monkeypatch.setattr(Inline, "submit", lambda self, order: (orders.append(order), submit(self, order))[1])
+    with_rungs = Store.open(str(tmp_path / "with"))
+    run, _ = searched(with_rungs, tmp_path, **search, stopping=stopping)
+    begun = [order.prefix is not None for order in orders if order.task.kind == "train"]
+    assert begun == [False, True, True] * 2
+    without = Store.open(str(tmp_path / "without"))
+    plain, _ = searched(without, tmp_path, **search)
+    files = [
+        {step.step.key: step.step.manifest["files"] for step in finished_steps(store, each.id) if step.kind == "train"}
+        for store, each in ((with_rungs, run), (without, plain))
+    ]
+    assert files[1].items() <= files[0].items()
+    assert len(files[1]) == 2
 
 
 def test_the_recipe_of_a_run_is_the_one_it_was_last_asked_for_with(tmp_path: Path, disk: Store) -> None:
