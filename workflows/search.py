@@ -12,7 +12,7 @@ from random import Random
 from typing import Annotated, Any, Literal, Self
 
 from optuna.trial import FrozenTrial
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from rich.console import RenderableType
 
 from cluster.failures import StepFailed
@@ -31,7 +31,7 @@ from tasks.component import Placement, kind_of, members
 from tasks.task import Result
 from tasks.training.train import Train
 from workflows import Workflow
-from workflows.content import field_of, read_content, set_field
+from workflows.content import OrName, field_of, read_content, set_field
 from workflows.figures import Figures
 from workflows.mistakes import lines_of
 from workflows.report import Report
@@ -60,14 +60,6 @@ class Budget(BaseModel):
         return self
 
 
-def _content_of(base: Any) -> Any:
-    return read_content(base) if isinstance(base, str) else base
-
-
-def _space_of(given: Any) -> Any:
-    return Space.load(given) if isinstance(given, str) else given
-
-
 class Search(Workflow):
     """Search over another workflow's fields with Optuna (Akiba et al. 2019, arXiv 1907.10902).
 
@@ -77,17 +69,17 @@ class Search(Workflow):
     """
 
     kind: Literal["search"] = "search"
-    base: Annotated[dict[str, Any], BeforeValidator(_content_of)]
+    base: Annotated[dict[str, Any], OrName(read_content)]
     """What every trial runs: a shipped recipe's name, the path of one, or its content."""
     changes: dict[str, Any] = Field(default_factory=dict)
     """Fields of it to set for every trial, by dotted path."""
-    space: Annotated[Space, BeforeValidator(_space_of)]
+    space: Annotated[Space, OrName(Space.load)]
     """What is varied: a shipped space's name, the path of one, or its content."""
     objectives: tuple[Objective, ...] = Field(min_length=1)
     """Figures to make large or small, measured on validation data."""
     constraints: tuple[Constraint, ...] = ()
     """Bounds that a trial must keep to be on the front."""
-    sampler: Sampler = TPE()
+    sampler: Annotated[Sampler, OrName(lambda kind: {"kind": kind})] = TPE()
     """What suggests the next trial."""
     start: tuple[dict[str, Any], ...] = ()
     """Parameters of the first trials, before the sampler is asked."""

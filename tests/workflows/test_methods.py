@@ -17,7 +17,8 @@ jsonschema = pytest.importorskip("jsonschema")
 
 FAMILIES = {
     "Workflow", "Architecture", "Attack", "Augmentation", "Budget", "Corruption", "Dataset", "Matching", "Objective",
-    "Optimizer", "Partition", "PruningMethod", "Saliency", "Schedule", "Sparsifier", "Task",
+    "Optimizer", "Partition", "PruningMethod", "Saliency", "Schedule", "Sparsifier", "Stopping",
+    "Task",
 }  # fmt: skip
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from difflib import get_close_matches
 from inspect import getdoc
 from types import ModuleType
 from typing import Any
 
+from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 import tasks
 import workflows
+from search_spaces import samplers
 from tasks.component import Component, is_member, json_schema, kind_of, members
 from workflows import Workflow
 from workflows.command.recipe import BadRequest
@@ -36,14 +39,14 @@ def methods_records() -> list[dict[str, str]]:
     """Every method as JSON: family, kind, class, what it is and after whom, module."""
     return [
         {
-            "family": family.__name__,
+            "family": name,
             "kind": kind_of(member),
             "class": member.__name__,
             "source": (getdoc(member) or "").partition("\n")[0],
             "module": member.__module__,
         }
-        for family in families()
-        for member in members(family).values()
+        for name, _, found in _shelves()
+        for member in found
     ]
 
 
@@ -53,11 +56,11 @@ def methods_table() -> Table:
     table.add_column("kind", no_wrap=True)
     table.add_column("what it is, and its source")
     records = methods_records()
-    for family in families():
+    for name, module, _ in _shelves():
         table.add_section()
-        table.add_row(Text(family.__name__, "bold"), Text(family.__module__, "dim"))
+        table.add_row(Text(name, "bold"), Text(module, "dim"))
         for record in records:
-            if record["family"] == family.__name__:
+            if record["family"] == name:
                 table.add_row(f"  {record['kind']}", Text(record["source"]))
     return table
 
@@ -75,6 +78,12 @@ def recipe_schema(kind: str) -> dict[str, Any]:
         raise BadRequest(f"no workflow is called '{kind}'; {hint}allowed: {', '.join(known)}")
     schema = json_schema(known[kind])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "required": ["kind"]}
+
+
+def _shelves() -> list[tuple[str, str, Iterable[type[BaseModel]]]]:
+    """Name, folder and members of each family, and of the samplers, which live in a room without components."""
+    shelves = [(family.__name__, family.__module__, members(family).values()) for family in families()]
+    return [*shelves, ("Sampler", samplers.__name__, samplers.MEMBERS)]
 
 
 def _import_all(package: ModuleType) -> None:
