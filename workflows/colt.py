@@ -20,8 +20,9 @@ from tasks.training.fresh_head import FreshHead, body_of, require_same_body
 from tasks.training.train import Train
 from workflows.chain import Ticket
 from workflows.colt_report import report_on
+from workflows.figures import Figures, Measurement, figures_of, names_of
 from workflows.imp import IMP
-from workflows.measured import Measured, seeded
+from workflows.measured import Measured, evaluations, seeded
 from workflows.report import Report
 from workflows.subjects import at_path, count_of, without_weights
 
@@ -135,7 +136,7 @@ class Colt(Measured):
             raise ValueError("these are the data that the tickets are found on; leave them out")
         data.load("train")
         data.load("validation")
-        count_of(data, "test", self.examples)
+        count_of(data, self.split, self.examples)
         for attack in self.attacks:
             attack.check_model(other)
 
@@ -192,6 +193,7 @@ class Colt(Measured):
         ticket = Ticket(flow, 1, train, start, mask, flow.step(train, start=start, mask=mask))
         yield flow.step(self.measurement(train), trained=ticket.trained)
         if mask is not None:
+            yield from self.timed(flow, train, ticket.trained)
             yield from self.measured_controls(ticket, train, replicate)
         for place, data in enumerate(self.transfer):
             here, there = flow.at(transfer=place), train.model_copy(update={"data": data})
@@ -229,6 +231,18 @@ class Colt(Measured):
     def output(self) -> str:
         """The kernel that is never pruned."""
         return output_layer(without_weights(self.train.architecture, self.train.data.signature()))
+
+    def figure_names(self) -> tuple[str, ...]:
+        """Those of a ticket beside the dense network."""
+        return names_of(self.epsilons, drops=True, latency=self.latency is not None)
+
+    def figures(self, finished: Sequence[Finished]) -> Figures:
+        """Those of the tickets of the first of `partitions`, beside the dense network."""
+        arms: dict[str, list[Measurement]] = {}
+        for evaluation, trained in evaluations(finished):
+            if not {"control", "transfer"} & evaluation.at.keys():
+                arms.setdefault(evaluation.at["arm"], []).append(Measurement(evaluation, trained))
+        return figures_of(arms[self.partitions[0]], finished, dense=arms["dense"])
 
     def report(self, finished: Sequence[Finished]) -> Report:
         """Accuracy and rounds of every way to find a ticket, and how far the parts agreed."""

@@ -169,14 +169,15 @@ def _effort(arms: Sequence[str], searches: Points, rounds: Points) -> Iterator[S
 
 
 def _notes(colt: Colt) -> Iterator[str]:
-    fraction = colt.prune.fraction or 0
-    low, high = max(0.0, 1 - colt.parts * fraction), 1 - fraction
+    fractions = [colt.prune.fraction or 0, *(group.fraction for group in colt.prune.groups)]
+    low, high = max(0.0, 1 - colt.parts * max(fractions)), 1 - min(fractions)
+    share = " to ".join(f"{100 * fraction:g}" for fraction in sorted({min(fractions), max(fractions)}))
     yield (
         f"of IMP's: rounds to a sparsity of exactly {colt.sparsity:g}, interpolated within the last; accuracies are at "
         "the densities given"
     )
     yield (
-        f"in a round each of {colt.parts} networks prunes {100 * fraction:g} % of what is left outside the output "
+        f"in a round each of {colt.parts} networks prunes {share} % of what is left outside the output "
         f"layer, so {100 * low:g} to {100 * high:g} % of it survive; overlap: the share of what one prunes that the "
         "others prune too, beside what chance would give, anywhere in the network and in each layer by itself"
     )

@@ -21,6 +21,7 @@ from tasks.measuring.corrupted import EvaluateCorrupted
 from tasks.measuring.evaluate import names_of
 from workflows.chain import Ticket
 from workflows.evaluate import OrBenchmark
+from workflows.figures import latencies
 from workflows.heat import HeatMap
 from workflows.measured import Control, Measured, cost_note, current, seeded, spread
 from workflows.pruning_methods import Contest, PruningMethod
@@ -137,6 +138,7 @@ class ComparePruning(Measured):
             corrupted = EvaluateCorrupted(
                 data=ticket.train.data,
                 architecture=ticket.train.architecture,
+                split=self.split,
                 weights=self.weights,
                 corruptions=self.corruptions,
                 severities=self.severities,
@@ -145,12 +147,17 @@ class ComparePruning(Measured):
                 gpus=ticket.train.gpus,
             )
             yield flow.step(corrupted, trained=ticket.trained)
+        yield from self.timed(flow, ticket.train, ticket.trained)
 
     def report(self, finished: Sequence[Finished]) -> Report:
         """One row for each method and density, in the taxonomy of the benchmark."""
         by_key = {step.step.key: step for step in finished}
         measured = list(current([step for step in finished if step.kind in MEASURED]))
         points = [self._point(step, by_key) for step in measured if step.kind == "evaluate"]
+        seconds = latencies(finished)
+        for point in points:
+            if (key := by_key[point["step"]].step.manifest["inputs"][TRAINED]) in seconds:
+                point["latency"] = seconds[key]
         corrupted = {_place(step): step for step in measured if step.kind == "evaluate-corrupted"}
         for point in (each for each in points if each["arm"] == "ticket"):
             if (step := corrupted.get((point["method"], point["sparsity"], point["replicate"]))) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
@@ -19,11 +20,14 @@ from tasks.data import Dataset, Signature
 from tasks.measuring.calibrate import CalibrateAttacked
 from tasks.measuring.corrupted import EvaluateCorrupted
 from tasks.measuring.evaluate import Evaluate
+from tasks.measuring.latency import MeasureLatency
 from tasks.measuring.merge import MergeOutcomes
 from tasks.models import Architecture
 from tasks.training.imported import ImportWeights
 from workflows import Workflow
 from workflows.evaluation_report import report_on
+from workflows.figures import Figures, Measurement, figures_of, names_of
+from workflows.measured import current
 from workflows.report import Report
 from workflows.subjects import (
     Model,
@@ -84,6 +88,8 @@ class EvaluateModels(Workflow):
     """Of the corruptions, rising."""
     calibrate: bool = False
     """Whether to measure how sure the networks are under attack, at the same epsilons."""
+    latency: int | None = Field(default=None, ge=1)
+    """Also measure how long each network takes for an image, so many of them at once; not unless given."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of a step."""
     gpus: Annotated[float, Placement()] = Field(default=0, ge=0)
@@ -171,6 +177,8 @@ class EvaluateModels(Workflow):
             yield flow.at(corruption=kind_of(type(task.corruptions[0]))).step(task, trained=trained)
         if self.calibrate:
             yield flow.step(self.calibration(whole), trained=trained)
+        if self.latency is not None:
+            yield flow.step(MeasureLatency.beside(whole, self.latency), trained=trained)
 
     def check_attacks(self, network: nn.Module) -> None:
         """Asks each attack whether it can attack this network.
@@ -181,6 +189,11 @@ class EvaluateModels(Workflow):
         for attack in self.attacks:
             attack.check_model(network)
 
+    def attacks_on(self, name: str) -> tuple[tuple[Attack, ...], tuple[float, ...]]:
+        """The attacks on a model, and their radii: what comes from it is no transfer to it."""
+        attacks = tuple(each for each in self.attacks if not (isinstance(each, Transfer) and each.source == name))
+        return attacks, self.epsilons if attacks or not self.attacks else ()
+
     def sources(self, name: str) -> list[str]:
         """The models whose adversarial images are tried on this one."""
         found = (attack.source for attack in self.attacks if isinstance(attack, Transfer) and attack.source != name)
@@ -189,19 +202,19 @@ class EvaluateModels(Workflow):
     def evaluation(
         self, name: str, data: Dataset, architecture: Architecture, surrogates: Mapping[str, Architecture]
     ) -> Evaluate:
-        """How a model is attacked, all examples at once: what comes from it is no transfer to it.
+        """How a model is attacked, all examples at once.
 
         Raises:
             ValueError: attacks and epsilons do not fit each other.
         """
-        attacks = tuple(each for each in self.attacks if not (isinstance(each, Transfer) and each.source == name))
+        attacks, epsilons = self.attacks_on(name)
         return Evaluate(
             data=data,
             architecture=architecture,
             split=self.split,
             weights=self.weights,
             attacks=attacks,
-            epsilons=self.epsilons if attacks or not self.attacks else (),
+            epsilons=epsilons,
             examples=self.examples,
             seed=self.seed,
             votes=self.votes,
@@ -249,6 +262,20 @@ class EvaluateModels(Workflow):
                 "gpus": self.gpus,
             }
         )
+
+    def figure_names(self) -> tuple[str, ...]:
+        """Those of the first model, and the price of its attacks."""
+        return (*names_of(self.attacks_on(next(iter(self.models)))[1], latency=self.latency is not None), "attack-cost")
+
+    def figures(self, finished: Sequence[Finished]) -> Figures:
+        """Those of the first model; `attack-cost` are the images that went through it to attack it."""
+        name = next(iter(self.models))
+        own = [step for step in current(finished) if step.at.get("model") == name]
+        (merged,) = (step for step in own if step.kind == "merge-outcomes")
+        key = next(step.step.manifest["inputs"]["trained"] for step in own if step.kind == "evaluate")
+        trained = next(step for step in finished if step.step.key == key)
+        found = figures_of([Measurement(merged, trained)], finished)
+        return replace(found, values={**found.values, "attack-cost": float(merged.metrics["cost"])})
 
     def report(self, finished: Sequence[Finished]) -> Report:
         """Robust accuracy over epsilon for each model, with what stands behind the figures."""

@@ -14,6 +14,7 @@ from tasks.analysis.ticket import DescribeTicket
 from tasks.component import kind_of
 from tasks.pruning.prune import Prune
 from workflows.chain import Chain
+from workflows.figures import Figures, Measurement, figures_of, names_of
 from workflows.measured import Measured, evaluations, notes_on, seeded, spread
 from workflows.report import Curve, Report
 
@@ -50,9 +51,28 @@ class IMP(Measured, Chain):
                 origin = flow.step(train.model_copy(update={"stop_at": self.rewind_step}))
                 described = DescribeTicket(weights=self.weights, threads=train.threads)
                 measured.append(ticket.flow.step(described, trained=ticket.trained, origin=origin))
+            if ticket.level == depth:
+                measured += self.timed(ticket.flow, train, ticket.trained)
             if ticket.mask is not None and (depth - ticket.level) % self.control_every == 0:
                 measured += self.measured_controls(ticket, train, replicate)
         await flow.together(*measured)
+
+    def planned(self) -> Mapping[str, float]:
+        """The sparsity of the last level."""
+        *_, last = self.densities(self.train)
+        return {"sparsity": 1 - last}
+
+    def figure_names(self) -> tuple[str, ...]:
+        """Those of a ticket beside the dense network."""
+        return names_of(self.epsilons, drops=True, latency=self.latency is not None)
+
+    def figures(self, finished: Sequence[Finished]) -> Figures:
+        """Those of the tickets of the last level, beside the dense networks."""
+        levels: dict[int, list[Measurement]] = {}
+        for evaluation, trained in evaluations(finished):
+            if "control" not in evaluation.at:
+                levels.setdefault(evaluation.at["level"], []).append(Measurement(evaluation, trained))
+        return figures_of(levels[max(levels)], finished, dense=levels[0])
 
     def report(self, finished: Sequence[Finished]) -> Report:
         """Accuracy and robust accuracy over density, tickets beside their controls."""
@@ -100,7 +120,7 @@ class IMP(Measured, Chain):
             ]
             + [Curve("distance moved, of the dense one's", _relative_distances(results), {"color": "C7"})],
             x_label="weights kept, %",
-            y_label="test accuracy and distance, %" if self.distance else "test accuracy, %",
+            y_label=f"{self.split} accuracy{' and distance' if self.distance else ''}, %",
         )
 
     def _point(self, evaluation: Finished, trained: Finished) -> dict[str, Any]:

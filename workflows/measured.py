@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cluster.flow import Handle
+from cluster.flow import Flow, Handle
 from cluster.runs import Finished
 from tasks.attacks import Attack
 from tasks.measuring.evaluate import Evaluate
+from tasks.measuring.latency import MeasureLatency
 from tasks.pruning.shuffle import ShuffleMask
 from tasks.seeds import seed_of
 from tasks.training.train import Train
@@ -37,7 +38,11 @@ class Measured(Workflow):
     epsilons: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Budgets of the attacks, rising."""
     examples: int | None = Field(default=None, ge=1)
-    """Test examples that are attacked; all when not given."""
+    """Examples of the split that are attacked; all when not given."""
+    split: Literal["validation", "test"] = "test"
+    """Validation to choose by, test to report."""
+    latency: int | None = Field(default=None, ge=1)
+    """Also measure how long the last networks take for an image, so many of them at once; not unless given."""
     controls: tuple[Control, ...] = ("reinit", "shuffled")
     """What a ticket is compared with: other initial weights under its mask, its mask shuffled within layers, or as many
     weights anywhere in the network (`random`)."""
@@ -59,7 +64,7 @@ class Measured(Workflow):
         Raises:
             ValueError: they do not fit.
         """
-        count_of(self.train.data, "test", self.examples)
+        count_of(self.train.data, self.split, self.examples)
         with at_path("train.architecture"):
             network = without_weights(self.train.architecture, self.train.data.signature())
         with at_path("attacks"):
@@ -72,7 +77,7 @@ class Measured(Workflow):
         return Evaluate(
             data=train.data,
             architecture=train.architecture,
-            split="test",
+            split=self.split,
             weights=self.weights,
             attacks=self.attacks,
             epsilons=self.epsilons,
@@ -80,6 +85,17 @@ class Measured(Workflow):
             threads=train.threads,
             gpus=train.gpus,
         )
+
+    def timed(self, flow: Flow, train: Train, trained: Handle) -> Iterator[Handle]:
+        """How long a network takes, if that is asked for.
+
+        Args:
+            flow: its place.
+            train: how it was trained.
+            trained: the training.
+        """
+        if self.latency is not None:
+            yield flow.step(MeasureLatency.beside(self.measurement(train), self.latency), trained=trained)
 
     def measured_controls(self, ticket: Ticket, scratch: Train, replicate: int) -> Iterator[Handle]:
         """The networks that tell whether it is the ticket, and not just its sparsity, that counts.

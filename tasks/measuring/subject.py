@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import nn
 
 from tasks.data import Dataset, Examples, Split
 from tasks.data.splits import stratified
@@ -24,7 +25,23 @@ def load_model(
     weights: Literal["last", "best"],
     device: torch.device,
 ) -> Gauge:
-    """A trained network in evaluation mode, without gradients for its weights.
+    """A trained network in evaluation mode, without gradients for its weights, as attacks need it.
+
+    Raises:
+        ValueError: the weights do not fit the architecture.
+    """
+    model = load_network(architecture, data, trained, weights, device)
+    return Gauge(with_fast_input_gradients(model) if device.type == "cpu" else model)
+
+
+def load_network(
+    architecture: Architecture,
+    data: Dataset,
+    trained: Stored,
+    weights: Literal["last", "best"],
+    device: torch.device,
+) -> nn.Module:
+    """A trained network as it was built, in evaluation mode, without gradients for its weights.
 
     Raises:
         ValueError: the weights do not fit the architecture.
@@ -32,8 +49,7 @@ def load_model(
     with torch.random.fork_rng(devices=[]):  # building draws initial weights, which are overwritten at once
         model = architecture.build(data.signature())
     restore(model, trained.read(FILES[weights]))
-    model.to(device).eval().requires_grad_(False)
-    return Gauge(with_fast_input_gradients(model) if device.type == "cpu" else model)
+    return model.to(device).eval().requires_grad_(False)
 
 
 def choose_examples(data: Dataset, split: Split, examples: int | None, seed: int) -> tuple[torch.Tensor, Examples]:

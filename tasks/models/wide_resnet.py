@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import nn
 
+from tasks.component import kind_of
 from tasks.data import Signature
 from tasks.models import Architecture
 from tasks.models.network import Network, require_size
@@ -25,7 +27,8 @@ class _Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.shortcut = nn.Conv2d(channels, width, 1, stride, bias=False) if channels != width else None
+        changes = channels != width or stride != 1
+        self.shortcut = nn.Conv2d(channels, width, 1, stride, bias=False) if changes else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, channels, H, W) to (N, width, H / stride, W / stride)."""
@@ -58,22 +61,41 @@ class WideResNet(Architecture):
         Raises:
             ValueError: the images are smaller than 4x4.
         """
-        require_size("wide-resnet", data, 4)
-        layers: OrderedDict[str, nn.Module] = OrderedDict(conv=nn.Conv2d(data.channels, 16, 3, padding=1, bias=False))
-        channels = 16
-        for stage in range(3):
-            width = 16 * 2**stage * self.widen_factor
-            for block in range((self.depth - 4) // 6):
-                stride = 2 if stage and not block else 1
-                layers[f"stage{stage + 1}_block{block + 1}"] = _Block(channels, width, stride, self.dropout)
-                channels = width
-        layers["norm"] = nn.BatchNorm2d(channels)
-        layers["relu"] = nn.ReLU()
-        layers["pool"] = nn.AdaptiveAvgPool2d(1)
-        layers["flatten"] = nn.Flatten()
-        layers["output"] = output = nn.Linear(channels, data.classes)
-        body = nn.Sequential(layers)
-        for layer in body.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        return Network(data, body, output)
+        blocks = (self.depth - 4) // 6
+        return wide_residual(kind_of(type(self)), data, [blocks] * 3, [self.widen_factor] * 3, self.dropout)
+
+
+def wide_residual(
+    kind: str, data: Signature, depths: Sequence[int], widths: Sequence[int], dropout: float
+) -> nn.Module:
+    """A wide residual network, its convolutions drawn as in He et al. 2015.
+
+    Args:
+        kind: what its architecture is called.
+        data: the images.
+        depths: blocks of each stage.
+        widths: widen factor of each stage, whose channels are 16, 32, 64, ... times this.
+        dropout: share of activations dropped between the two convolutions of a block.
+
+    Raises:
+        ValueError: the images are smaller than 4x4.
+    """
+    require_size(kind, data, 4)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=nn.Conv2d(data.channels, 16, 3, padding=1, bias=False))
+    channels = 16
+    for stage, (depth, factor) in enumerate(zip(depths, widths, strict=True)):
+        width = 16 * 2**stage * factor
+        for block in range(depth):
+            stride = 2 if stage and not block else 1
+            layers[f"stage{stage + 1}_block{block + 1}"] = _Block(channels, width, stride, dropout)
+            channels = width
+    layers["norm"] = nn.BatchNorm2d(channels)
+    layers["relu"] = nn.ReLU()
+    layers["pool"] = nn.AdaptiveAvgPool2d(1)
+    layers["flatten"] = nn.Flatten()
+    layers["output"] = output = nn.Linear(channels, data.classes)
+    body = nn.Sequential(layers)
+    for layer in body.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return Network(data, body, output)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Size, nn
 
-from tasks.component import kind_of
+from tasks.component import Component, kind_of
 from tasks.data import Dataset
 from tasks.device import device_of, settle
 from tasks.measuring.robustness import seeded_model
@@ -31,6 +32,16 @@ Quotas = list[tuple[tuple[str, ...], int]]
 def survivors(kept: int, fraction: float) -> int:
     """How many of the kept weights one round leaves."""
     return kept - round(fraction * kept)
+
+
+class LayerGroup(Component):
+    """Kernels that are pruned by a share of their own."""
+
+    kind: Literal["layer-group"] = "layer-group"
+    layers: str = Field(min_length=1)
+    """Names of kernels, `*` standing for anything: `body.stage3_*`."""
+    fraction: float = Field(gt=0, lt=1)
+    """Share of the weights that they still keep together that is removed."""
 
 
 class Prune(Task):
@@ -57,6 +68,9 @@ class Prune(Task):
     rounds: int | None = Field(default=None, ge=1)
     """Prune in so many rounds of equal shares, with new scores for each (Tanaka et al. 2020); as the saliency does
     unless given."""
+    groups: tuple[LayerGroup, ...] = ()
+    """Kernels that lose a `fraction` of their own: those of one group are ranked together, and each belongs to the
+    first that names it. All others follow `fraction` and `scope`."""
     seed: int = Field(default=0, ge=0)
     """Of a random saliency, and of ties and examples that are drawn."""
     data: Dataset | None = None
@@ -78,6 +92,21 @@ class Prune(Task):
             raise ValueError(
                 f"scope: this {kind_of(type(self.saliency))} ranks weights within their layer; give layerwise, "
                 "uniform or erk"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_have_shares_of_their_own(self) -> Self:
+        if not self.groups:
+            return self
+        if self.fraction is None:
+            raise ValueError("groups: each loses a share of what it has left; give fraction instead of density")
+        if self.scope not in ("global", "layerwise"):
+            raise ValueError(f"groups: scope {self.scope} shares out over all layers; allowed: global, layerwise")
+        if self.saliency.within_layers:
+            raise ValueError(
+                f"groups: this {kind_of(type(self.saliency))} ranks weights within their layer, and a group is ranked "
+                "together; leave them out"
             )
         return self
 
@@ -147,24 +176,44 @@ class Prune(Task):
             output: the kernel that yields the logits.
 
         Raises:
-            ValueError: a layer has fewer weights left than it should keep, would keep none, or the spared layer leaves
-                none to the rest.
+            ValueError: a layer has fewer weights left than it should keep, would keep none, the spared layer leaves
+                none to the rest, or a group has no kernel.
         """
         names = tuple(name for name in sorted(kept) if self.output_layer == "include" or name != output)
+        apart: Quotas = [
+            (members, survivors(sum(kept[name] for name in members), group.fraction))
+            for members, group in zip(self._grouped(names), self.groups, strict=True)
+        ]
+        if self.output_layer == "half" and names:
+            apart.append(((output,), survivors(kept[output], (self.fraction or 0) / 2)))
+        taken = {name for members, _ in apart for name in members}
+        names = tuple(name for name in names if name not in taken)
         if not names:
-            return []
+            return apart
         left = sum(kept[name] for name in names)
-        spared = [((output,), survivors(kept[output], (self.fraction or 0) / 2))] if self.output_layer == "half" else []
         if self.fraction is not None and self.scope == "layerwise":
-            return [*(((name,), survivors(kept[name], self.fraction)) for name in names), *spared]
+            return [*(((name,), survivors(kept[name], self.fraction)) for name in names), *apart]
         keep = self._kept_of(left, kept[output], sum(shape.numel() for shape in shapes.values()))
         if self.scope == "global":
-            return [(names, keep), *spared]
+            return [(names, keep), *apart]
         counts = self._shared_out({name: shapes[name] for name in names}, kept, keep)
         for name, count in counts.items():
             if not count:
                 raise ValueError(f"{self._quota()} leaves none of the {kept[name]} weights of '{name}'")
-        return [*(((name,), count) for name, count in counts.items()), *spared]
+        return [*(((name,), count) for name, count in counts.items()), *apart]
+
+    def _grouped(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """The kernels of each group, out of those that are ranked."""
+        found: list[tuple[str, ...]] = []
+        for place, group in enumerate(self.groups):
+            free = [name for name in names if not any(name in members for members in found)]
+            found.append(tuple(name for name in free if fnmatchcase(name, group.layers)))
+            if not found[-1]:
+                raise ValueError(
+                    f"groups.{place}.layers: '{group.layers}' names none of the kernels that are ranked with others "
+                    f"and in no group before it: {', '.join(free) or 'there is none'}"
+                )
+        return found
 
     def _kept_of(self, left: int, output: int, total: int) -> int:
         """How many of the weights that are left in the ranked layers stay."""
@@ -203,7 +252,8 @@ class Prune(Task):
         return model.to(device_of(self.gpus)).eval()
 
     def _quota(self) -> str:
-        return f"fraction {self.fraction}" if self.fraction is not None else f"density {self.density}"
+        beside = " beside groups" if self.groups else ""
+        return f"fraction {self.fraction}{beside}" if self.fraction is not None else f"density {self.density}"
 
     def _check(self, before: Mask, after: Mask) -> None:
         if after.nnz == before.nnz:

@@ -200,6 +200,28 @@ def test_a_stored_step_has_its_figures_too(models: Path) -> None:
     assert found.values["clean"] == workflow.figures(finished).values["clean"]
 
 
+def test_compared_networks_are_timed_and_measured_on_the_split_that_is_named(tmp_path: Path) -> None:
+    content = {
+        **{name: conftest.SMALL[name] for name in ("attacks", "epsilons", "examples")},
+        "kind": "compare-pruning",
+        "methods": {"one-shot": {"kind": "after-training"}},
+        "train": {**conftest.SMALL["train"], "epochs": 2},
+        "epochs": 2,
+        "sparsities": [0.5],
+        "corruptions": ["contrast"],
+        "severities": [1],
+        "split": "validation",
+        "latency": 2,
+    }
+    workflow, finished = ran(tmp_path, content)
+    points = workflow.report(finished).results
+    seconds = {step.metrics["seconds"] for step in finished if step.kind == "latency"}
+    assert {point["latency"] for point in points} == seconds
+    assert len(seconds) == len(points) == 2
+    measured = [step for step in finished if step.kind in ("evaluate", "evaluate-corrupted")]
+    assert {step.step.manifest["task"].get("split") for step in measured} == {"validation"}
+
+
 def test_a_workflow_that_is_not_searched_promises_nothing() -> None:
     assert ComparePruning.figure_names(ComparePruning.model_construct()) == ()
 

@@ -96,5 +96,5 @@ def test_every_candidate_takes_its_images(parameters: dict[str, Any]) -> None:
 
 def test_the_architecture_search_begins_at_the_published_rule() -> None:
     first, *_ = search("search-architecture")["start"]
-    widths = [first[f"models.candidate.architecture.widths.{stage}"] for stage in range(3)]
+    widths = [first[f"width{stage}"] for stage in (1, 2, 3)]
     assert widths[0] == widths[1] > widths[2]
