@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search_spaces.goals import Constraint, Objective
@@ -68,7 +70,8 @@ def front_of(
 ) -> list[int]:
     """The complete trials that meet all constraints and that no other such trial beats.
 
-    One objective: the best trial, the earliest of equals. Several: all that are not dominated, equals included.
+    One objective: the best trial, the earliest of equals. Several: all that are not dominated; of trials with the same
+    parameters the earliest.
 
     Args:
         trials: told records, in the order of their numbers.
@@ -94,7 +97,10 @@ def front_of(
         better = gains[front]
         if not np.any((better >= gains[place]).all(axis=1) & (better > gains[place]).any(axis=1)):
             front.append(int(place))
-    return sorted(places[place] for place in front)
+    leading: dict[str, int] = {}
+    for number in sorted(places[place] for place in front):
+        leading.setdefault(str(sorted(trials[number].get("parameters", {"": number}).items())), number)
+    return list(leading.values())
 
 
 def study_of(
@@ -105,7 +111,9 @@ def study_of(
 ) -> optuna.Study:
     """A study in memory with these told trials, to draw."""
     study = optuna.create_study(directions=[objective.direction for objective in objectives])
-    study.set_metric_names([objective.figure for objective in objectives])
+    with catch_warnings():
+        simplefilter("ignore", ExperimentalWarning)  # for those who read Optuna's release notes
+        study.set_metric_names([objective.figure for objective in objectives])
     study.add_trials(
         frozen_trial(space, objectives, constraints, trial["number"], trial["parameters"], trial) for trial in trials
     )

@@ -268,6 +268,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "rate": 0.1,
         "mass": "squared",
     },
+    "tasks.measuring.latency.MeasureLatency": {"threads": 1, "weights": "last", "batch": 1, "repeats": 15, "gpus": 0},
+    "tasks.models.robust_wide_resnet.RobustWideResNet": {"depths": [2, 2, 2], "widths": [5, 5, 2], "dropout": 0},
     "tasks.training.fresh_head.FreshHead": {"threads": 1, "initialiser": "default", "init_seed": 0},
 }
 
