@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from cluster.flow import describe
@@ -13,7 +13,7 @@ from cluster.ledger import Damaged, Ledger
 from cluster.runs import Run
 from cluster.store import Store
 from cluster.tracking_cursor import Cursor
-from cluster.wandb_sink import Chain, Sink, TrackingFailed
+from cluster.wandb_sink import Chain, Sink, Table, TrackingFailed
 
 QUIET_SECONDS = 60.0
 """Without a step under way after which a chain's W&B run is closed; it is opened again if more comes."""
@@ -21,6 +21,17 @@ UNDER_WAY = ("asked", "waiting", "started", "retried", "recomputed")
 DONE = ("published", "found")
 ROWS = ("level", "shard", "corruption", "delta", "weights", "rounded")
 """Coordinates that tell the rows of one W&B run apart; any other begins a W&B run of its own."""
+WHOLE = ("trial",)
+"""Coordinates that name a W&B run by themselves: where one of them is, all others tell its rows apart."""
+SETTINGS = ("parameters",)
+"""What steps at such a place report that is no result of the W&B run, but what it is: its config."""
+BOOKS = ("steps",)
+"""What they report for the books: nothing to look at."""
+WORDS = ("state", "because", "cause", "message")
+"""What they report in words that are worth a column."""
+TABLES = ("front",)
+"""Lists of records that become tables, in a W&B run about the whole: its job type is `STUDY`."""
+STUDY = "study"
 
 
 class Follower:
@@ -129,16 +140,25 @@ class Follower:
             curves = published.read("history.jsonl") if "history.jsonl" in published.manifest["files"] else b""
         except Damaged:
             return
-        chain = chain_of(self._run, at)
-        kind = published.manifest["task"]["kind"]
-        place = {name: at[name] for name in ROWS if name in at}
+        kind, metrics = published.manifest["task"]["kind"], dict(published.metrics)
+        tables = {name: table_of(metrics.pop(name)) for name in TABLES if _are_records(metrics.get(name))}
+        chain = chain_of(self._run, at, STUDY if tables else None)
+        place = {name: value for name, value in at.items() if name not in _of_chain(at)}
+        words = {}
+        if any(name in at for name in WHOLE):
+            settings = {name: metrics.pop(name) for name in SETTINGS if isinstance(metrics.get(name), Mapping)}
+            if settings:
+                self._sink.configure(chain, settings)
+            metrics = {name: value for name, value in metrics.items() if name not in BOOKS}
+            words = {f"{kind}/{name}": metrics[name] for name in WORDS if isinstance(metrics.get(name), str)}
         rows: list[dict[str, Any]] = [dict(scalars(json.loads(line), f"curves/{kind}")) for line in curves.splitlines()]
-        rows.append({**dict(scalars(published.metrics, kind)), "key": key[:12]})
+        rows.append({**dict(scalars(metrics, kind)), **words, "key": key[:12]})
         if "level" in place:
             self._sink.chart_by_level(chain, kind)
         step = self.cursor.reserve(chain.id, len(rows))
         for number, row in enumerate(rows):
-            self._sink.log(chain, step + number, {**row, **place})
+            last = number == len(rows) - 1
+            self._sink.log(chain, step + number, {**row, **place}, tables if last else {})
         self._unsure.setdefault(chain.id, []).append(key)
         self._given.add(key)
         self._last[chain.id] = time.monotonic()
@@ -156,20 +176,40 @@ def chain_id_of(run_id: str, at: Mapping[str, Any]) -> str:
 
 
 def _of_chain(at: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in at.items() if name not in ROWS}
+    whole = {name: at[name] for name in WHOLE if name in at}
+    return whole or {name: value for name, value in at.items() if name not in ROWS}
 
 
-def chain_of(run: Run, at: Mapping[str, Any]) -> Chain:
-    """The W&B run for a place in a run."""
+def chain_of(run: Run, at: Mapping[str, Any], job_type: str | None = None) -> Chain:
+    """The W&B run for a place in a run; one with a job type of its own is not that of the steps at this place."""
     name, recipe, place = run.record["name"], run.record.get("recipe", {}), _of_chain(at)
     return Chain(
-        id=chain_id_of(run.id, at),
+        id=chain_id_of(run.id, {**place, "job": job_type} if job_type else place),
         name=describe(place) or name,
         project=name,
         group=run.id,
-        job_type=recipe.get("kind", "chain"),
+        job_type=job_type or recipe.get("kind", "chain"),
         config={**recipe, "at": place},
     )
+
+
+def table_of(records: Iterable[Mapping[str, Any]]) -> Table:
+    """Records as a table: nested values by their path, after those that are not nested; what one lacks is None."""
+    flat = [dict(_cells(record)) for record in records]
+    columns = sorted(dict.fromkeys(name for record in flat for name in record), key=lambda name: "/" in name)
+    return Table(columns, [[record.get(name) for name in columns] for record in flat])
+
+
+def _cells(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _cells(item, f"{path}{name}/")
+        else:
+            yield f"{path}{name}", json.dumps(item) if isinstance(item, list) else item
+
+
+def _are_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
 def scalars(value: Any, name: str) -> Iterator[tuple[str, float]]:

@@ -40,6 +40,14 @@ class Chain:
     config: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Table:
+    """Records to be looked at side by side."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+
+
 class Sink:
     """The W&B runs of one process; every error of W&B comes out as `TrackingFailed`, in one line."""
 
@@ -62,19 +70,31 @@ class Sink:
         """The ids of the W&B runs that are open."""
         return list(self._open)
 
-    def log(self, chain: Chain, step: int, row: Mapping[str, Any]) -> None:
+    def log(self, chain: Chain, step: int, row: Mapping[str, Any], tables: Mapping[str, Table] | None = None) -> None:
         """Adds a row to a W&B run, opening it if need be.
 
         Args:
             chain: the W&B run.
             step: of W&B: more than that of the row before.
-            row: scalars by name.
+            row: scalars and words by name.
+            tables: to go with the row.
 
         Raises:
             TrackingFailed: W&B cannot be reached, is gone, or there is no room for its files.
         """
         with _errors_in_one_line():
-            self._run(chain).log(dict(row), step=step, commit=True)
+            run = self._run(chain)
+            shown = {name: _wandb_table(table) for name, table in (tables or {}).items()}
+            run.log({**row, **shown}, step=step, commit=True)
+
+    def configure(self, chain: Chain, settings: Mapping[str, Any]) -> None:
+        """Adds to the config of a W&B run, opening it if need be.
+
+        Raises:
+            TrackingFailed: as for `log`.
+        """
+        with _errors_in_one_line():
+            self._run(chain).config.update(dict(settings), allow_val_change=True)
 
     def chart_by_level(self, chain: Chain, kind: str) -> None:
         """Draws what steps of a kind report against the level, not against the number of the row.
@@ -115,6 +135,7 @@ class Sink:
         self._require_room()
         os.environ.setdefault("WANDB_SILENT", "true")  # `silent` below comes too late for what logging in prints
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # offline is offline
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / "wandb"))  # tables would be staged in the home
         import wandb  # a second and many megabytes: only for those who track
 
         return wandb.init(
@@ -157,6 +178,10 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     key = os.environ.get("WANDB_API_KEY")
     return text.replace(key, "***") if key else text
+
+
+def _wandb_table(table: Table) -> Any:
+    return sys.modules["wandb"].Table(columns=table.columns, data=table.rows, allow_mixed_types=True)
 
 
 def _end_wandb() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from cluster.runs import Finished
+from search_spaces.goals import Objective
 from search_spaces.records import front_of, study_of
 from workflows.report import Curve, Report
 from workflows.search_steps import computed
@@ -142,28 +143,38 @@ def _shown_figures(search: Search) -> list[str]:
 
 def _curves(search: Search, trials: Sequence[Mapping[str, Any]], front: Sequence[int]) -> list[Curve]:
     """Of one objective its course; of several the first over the last."""
-    complete = [trial for trial in trials if trial["state"] == "complete"]
     y, x = search.objectives[0].figure, search.objectives[-1].figure
-    if len(search.objectives) == 1:
-        return [Curve("trials", [(trial["number"], trial["figures"][y]) for trial in complete])]
+    alone = len(search.objectives) == 1
+
+    def points(shown: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
+        return [(trial["number"] if alone else _reached(trial)[x], _reached(trial)[y]) for trial in shown]
+
+    scattered = {"linestyle": "", "marker": "o", "markersize": 5, "color": "C7"}
     return [
+        Curve("trials", points(trial for trial in trials if trial["state"] == "complete"), scattered),
         Curve(
-            "trials",
-            [(trial["figures"][x], trial["figures"][y]) for trial in complete],
-            {"linestyle": "", "color": "C7"},
+            "stopped, at their rung",
+            points(trial for trial in trials if trial["state"] == "stopped"),
+            {**scattered, "marker": "x", "color": "C3"},
         ),
-        Curve(
-            "front",
-            [(trials[number]["figures"][x], trials[number]["figures"][y]) for number in front],
-            {"color": "C2", "drawstyle": "default"},
-        ),
+        Curve("best" if alone else "front", points(trials[number] for number in front), {"color": "C2", "marker": "o"}),
     ]
+
+
+def _reached(trial: Mapping[str, Any]) -> Mapping[str, float]:
+    """The figures of a trial, at its end or where it was stopped."""
+    figures: Mapping[str, float] = trial["figures"] if "figures" in trial else trial["rungs"][trial["stopped_at"]]
+    return figures
 
 
 def _page(search: Search, trials: Sequence[Mapping[str, Any]]) -> bytes:
     from search_spaces.page import study_page  # plotly takes a moment, and most commands draw nothing
 
     return study_page(study_of(trials, search.space, search.objectives, search.constraints), search.key[:12]).encode()
+
+
+def _verb(objective: Objective) -> str:
+    return "maximise" if objective.maximise else "minimise"
 
 
 def _word(value: Any) -> str:

@@ -1,9 +1,9 @@
 """The trials of a search as a user of Ray Tune would run them: OptunaSearch proposes, one worker runs a whole chain.
 
 As a program, `python -m tests.benchmarks.tune_baseline TRIALS RESULTS FOLDER`, it reads the base recipe and the
-parameters of each trial from a file, gives these to OptunaSearch as the points to evaluate, and writes what came out. A trial
-trains and prunes level after level in memory, and measures the last ticket alone: nothing that Tune's user does not
-need is counted against Tune.
+parameters of each trial from a file, gives these to OptunaSearch as the points to evaluate, and writes what came out.
+A trial trains and prunes level after level in memory, and measures the last ticket alone; a worker is kept for the next
+trial, which is not Tune's default. So nothing is counted against Tune that its user could easily avoid.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def tuned(base: Mapping[str, Any], trials: list[dict[str, Any]], folder: Path) -
         tune_config=tune.TuneConfig(
             search_alg=ConcurrencyLimiter(search, max_concurrent=CONCURRENT),
             num_samples=len(trials),
-            reuse_actors=True,  # not the default, but kinder: torch is imported once a worker
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(storage_path=str(folder), name="tune", verbose=0),
     )

@@ -114,14 +114,14 @@ def test_what_a_search_comes_to_is_a_table(driver: Driver, tmp_path: Path) -> No
     assert json.loads((folder / "files" / row["front.path"]).read_text()) == {
         "columns": [
             "trial",
+            "figures/clean",
+            "parameters/attack",
             "parameters/levels",
             "parameters/train.objective",
-            "parameters/attack",
-            "figures/clean",
             "test/clean",
             "parameters/train.objective.beta",
         ],
-        "data": [[3, 3, "trades", "[100, 1]", 0.5, 0.4, None], [5, 2, None, None, 0.75, None, 2.5]],
+        "data": [[3, 0.5, "[100, 1]", 3, "trades", 0.4, None], [5, 0.75, None, 2, None, None, 2.5]],
     }
     assert not (tmp_path / "home").exists()
     assert offline_runs(driver.results, {}) == []
@@ -160,4 +160,4 @@ def test_elsewhere_parameters_and_steps_are_numbers_like_any_other(driver: Drive
 
 def test_a_table_has_a_column_for_whatever_one_of_its_records_has() -> None:
     table = table_of([{"a": {"b": 1}}, {"c": [1, 2], "a": {}}])
-    assert (table.columns, table.rows) == (["a/b", "c"], [[1, None], [None, "[1, 2]"]])
+    assert (table.columns, table.rows) == (["c", "a/b"], [[None, 1], ["[1, 2]", None]])

@@ -86,7 +86,7 @@ def shows(url: str, expected: list[FrozenTrial], name: str = "sparse and robust"
 
 def in_another_process(work: Callable[..., None], *arguments: Any) -> Any:
     """A process that works beside this one; it shares nothing of it but memory that is copied."""
-    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments, daemon=True)
     process.start()
     return process
 

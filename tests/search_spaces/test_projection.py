@@ -286,7 +286,8 @@ def test_nothing_is_printed_logged_or_warned_of(tmp_path: Path) -> None:
             shown.bring_up(trials(count))
             shown.close()
     """
-    done = subprocess.run([sys.executable, "-c", script, f"sqlite:///{tmp_path}/study.db"], capture_output=True, text=True)
+    command = [sys.executable, "-c", script, f"sqlite:///{tmp_path}/study.db"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

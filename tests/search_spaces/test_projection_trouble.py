@@ -60,6 +60,19 @@ def test_whatever_a_page_is_overwritten_with_the_study_is_equal_afterwards(study
     assert shows(f"sqlite:///{study}", trials(60))
 
 
+def test_a_torn_index_that_only_optuna_would_read_is_noticed(study: Path) -> None:
+    with sqlite3.connect(study) as connection:
+        name = "sqlite_autoindex_trial_params_1"
+        ((page,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [name]).fetchall()
+        ((size,),) = connection.execute("PRAGMA page_size").fetchall()
+    connection.close()
+    content = bytearray(study.read_bytes())
+    content[size * (page - 1) : size * page] = bytes(size)
+    study.write_bytes(content)
+    assert "put aside" in projection(f"sqlite:///{study}").bring_up(trials(60))
+    assert shows(f"sqlite:///{study}", trials(60))
+
+
 def test_each_damaged_file_is_kept(study: Path) -> None:
     for number in (1, 2):
         study.write_bytes(b"no database " * number * 100)
