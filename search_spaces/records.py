@@ -74,12 +74,12 @@ def front_of(
     parameters the earliest.
 
     Args:
-        trials: told records, in the order of their numbers.
+        trials: told records, by their numbers.
         objectives: what is better.
         constraints: what must be met.
 
     Returns:
-        their numbers.
+        their places.
     """
     feasible = {
         place: trial["figures"]

@@ -23,37 +23,33 @@ def report_on(search: Search, finished: Sequence[Finished]) -> Report:
     """The front so far; with figures on test data once the search has closed."""
     trials = told_trials(search, finished)
     closed = _closing(search, finished, len(trials))
-    front = front_of(trials, search.objectives, search.constraints)
+    lead = search.objectives[0]
+    front = [trials[place] for place in front_of(trials, search.objectives, search.constraints)]
+    front.sort(key=lambda trial: -lead.sign * trial["figures"][lead.figure])
     tests = {entry["number"]: entry["test"] for entry in closed.get("front", ())}
     figures = _shown_figures(search)
-    varied = sorted({name for number in front for name in trials[number]["parameters"]})
-    lead = search.objectives[0]
-    front.sort(key=lambda number: -lead.sign * trials[number]["figures"][lead.figure])
-    results = [_result(search, trial, trial["number"] in front, tests) for trial in trials]
+    varied = sorted({name for trial in front for name in trial["parameters"]})
     return Report(
-        title=f"Search with {search.sampler.kind}: "
-        + ", ".join(
-            f"{'most' if objective.maximise else 'least'} {objective.figure}" for objective in search.objectives
-        ),
-        columns=["trial", *varied, *figures, *([f"{name} test" for name in figures] if tests else [])],
+        title="Search to " + " and ".join(f"{_verb(objective)} {objective.figure}" for objective in search.objectives),
+        columns=["trial", *_shortened(varied), *figures, *([f"{name} test" for name in figures] if tests else [])],
         rows=[
             [
-                str(number),
-                *(_word(trials[number]["parameters"].get(name, "")) for name in varied),
-                *(_word(trials[number]["figures"][name]) for name in figures),
-                *([_word(tests[number][name]) for name in figures] if tests else []),
+                str(trial["number"]),
+                *(_word(trial["parameters"].get(name, "")) for name in varied),
+                *(_word(trial["figures"][name]) for name in figures),
+                *([_word(tests[trial["number"]][name]) for name in figures] if tests else []),
             ]
-            for number in front
+            for trial in front
         ],
-        results=results,
+        results=[_result(search, trial, trial in front, tests) for trial in trials],
         notes=_notes(search, trials, closed),
         curves=_curves(search, trials, front),
-        x_label=search.objectives[-1].figure,
+        x_label="trial" if len(search.objectives) == 1 else search.objectives[-1].figure,
         y_label=lead.figure,
         linear=True,
         pages={
             "study.html": partial(_page, search, trials),
-            **{f"trial-{number:04d}.yaml": partial(exported, search, trials[number]) for number in front},
+            **{f"trial-{trial['number']:04d}.yaml": partial(exported, search, trial) for trial in front},
         },
     )
 
@@ -141,7 +137,7 @@ def _shown_figures(search: Search) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _curves(search: Search, trials: Sequence[Mapping[str, Any]], front: Sequence[int]) -> list[Curve]:
+def _curves(search: Search, trials: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """Of one objective its course; of several the first over the last."""
     y, x = search.objectives[0].figure, search.objectives[-1].figure
     alone = len(search.objectives) == 1
@@ -157,7 +153,7 @@ def _curves(search: Search, trials: Sequence[Mapping[str, Any]], front: Sequence
             points(trial for trial in trials if trial["state"] == "stopped"),
             {**scattered, "marker": "x", "color": "C3"},
         ),
-        Curve("best" if alone else "front", points(trials[number] for number in front), {"color": "C2", "marker": "o"}),
+        Curve("best" if alone else "front", points(front), {"color": "C2", "marker": "o"}),
     ]
 
 
@@ -175,6 +171,18 @@ def _page(search: Search, trials: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _verb(objective: Objective) -> str:
     return "maximise" if objective.maximise else "minimise"
+
+
+def _shortened(paths: Sequence[str]) -> list[str]:
+    """The last part of each dotted path, and as many before it as tell it from the others."""
+    parts = [path.split(".") for path in paths]
+    names = []
+    for own in parts:
+        length = 1
+        while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
+            length += 1
+        names.append(".".join(own[-length:]))
+    return names
 
 
 def _word(value: Any) -> str:
