@@ -16,11 +16,11 @@ from cluster.flow import Flow, Handle
 from cluster.runs import Finished
 from tasks.attacks import parts_of
 from tasks.component import kind_of, require_rising
-from tasks.corruptions import SEVERITIES, Corruption
+from tasks.corruptions import SEVERITIES
 from tasks.measuring.corrupted import EvaluateCorrupted
 from tasks.measuring.evaluate import names_of
 from workflows.chain import Ticket
-from workflows.evaluate import OrBenchmark
+from workflows.evaluate import Corruptions
 from workflows.figures import latencies
 from workflows.heat import HeatMap
 from workflows.measured import Control, Measured, cost_note, current, seeded, spread
@@ -53,7 +53,7 @@ class ComparePruning(Measured):
     """Networks of each method: other initial weights, other data orders."""
     controls: tuple[Control, ...] = ()
     """What each network is compared with, by its retraining alone: `reinit`, `shuffled`, `random`."""
-    corruptions: Annotated[tuple[Corruption, ...], OrBenchmark()] = ()
+    corruptions: Corruptions = ()
     """Common corruptions to measure under; `benchmark` stands for the fifteen that are usually reported."""
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(default=SEVERITIES, min_length=1)
     """Of the corruptions, rising."""

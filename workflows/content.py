@@ -18,8 +18,15 @@ SHIPPED = files("workflows") / "recipes"
 class OrName:
     """Lets a name stand for what it names, in recipes and in their schema."""
 
-    def __init__(self, read: Callable[[str], Any]) -> None:
+    def __init__(self, read: Callable[[str], Any], *names: str) -> None:
+        """Prepares it.
+
+        Args:
+            read: what a name stands for.
+            names: all that there are; any when not given.
+        """
         self._read = read
+        self._schema: dict[str, Any] = {"enum": list(names)} if names else {"type": "string"}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_before_validator_function(
@@ -29,7 +36,7 @@ class OrName:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {"anyOf": [{"type": "string"}, handler(schema)]}
+        return {"anyOf": [self._schema, handler(schema)]}
 
 
 def shipped_recipes() -> dict[str, str]:

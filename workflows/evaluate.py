@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
-from pydantic_core import core_schema
+from pydantic import Field, model_validator
 from torch import nn
 
 from cluster.flow import Flow, Handle
@@ -25,6 +24,7 @@ from tasks.measuring.merge import MergeOutcomes
 from tasks.models import Architecture
 from tasks.training.imported import ImportWeights
 from workflows import Workflow
+from workflows.content import OrName
 from workflows.evaluation_report import report_on
 from workflows.figures import Figures, Measurement, figures_of, names_of
 from workflows.measured import current
@@ -43,20 +43,10 @@ from workflows.subjects import (
 )
 
 Epsilon = Annotated[float, Field(gt=0)]
-
-
-class OrBenchmark:
-    """Lets the name `benchmark` stand for the fifteen corruptions of the benchmark."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_before_validator_function(
-            lambda given: benchmark() if given == "benchmark" else given, handler(source)
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return {"anyOf": [{"const": "benchmark"}, handler(schema)]}
+Corruptions = Annotated[
+    tuple[Corruption, ...], OrName(lambda name: benchmark() if name == "benchmark" else name, "benchmark")
+]
+"""Corruptions; `benchmark` stands for the fifteen that are usually reported."""
 
 
 class EvaluateModels(Workflow):
@@ -82,7 +72,7 @@ class EvaluateModels(Workflow):
     """Forward passes whose mean probabilities decide, for networks that draw random numbers."""
     shard_size: int = Field(default=250, ge=1)
     """Examples that one step attacks."""
-    corruptions: Annotated[tuple[Corruption, ...], OrBenchmark()] = ()
+    corruptions: Corruptions = ()
     """Common corruptions to measure under; `benchmark` stands for the fifteen that are usually reported."""
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(default=SEVERITIES, min_length=1)
     """Of the corruptions, rising."""
