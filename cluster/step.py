@@ -32,7 +32,7 @@ class Runnable(Protocol):
         ...
 
     def run(self, context: Any, **inputs: Any) -> Any:
-        """Computes; the result has `metrics` and `files`."""
+        """Computes; the result has `metrics` and `files`, and may name steps that it rests on as `sources`."""
         ...
 
 

@@ -105,7 +105,7 @@ def _run_leased(order: Order) -> Outcome:
         result = order.task.run(heart, **inputs)
         manifest = {
             "task": about["task"],
-            "inputs": about["inputs"],
+            "inputs": {**dict(order.inputs), **getattr(result, "sources", {})},
             "metrics": result.metrics,
             "environment": {**_environment(), "threads": order.task.threads},
             "seconds": round(time.monotonic() - started, 3),

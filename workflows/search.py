@@ -36,7 +36,7 @@ from workflows.figures import Figures
 from workflows.mistakes import lines_of
 from workflows.report import Report
 from workflows.search_report import report_on
-from workflows.search_steps import OUTCOMES, Ask, Front, Told, Trial, computed, finished_of, outcomes_to_bytes
+from workflows.search_steps import OUTCOMES, Ask, Found, Front, Told, Trial, computed, finished_of, outcomes_to_bytes
 from workflows.stopping import Peer, Stopping, wrong_stops
 from workflows.subjects import at_path
 
@@ -253,7 +253,8 @@ class Search(Workflow):
             "steps": steps,
         }
         files = {OUTCOMES: outcomes_to_bytes(rungs)} if rungs else {}
-        return Told.of(await flow.step(Trial(self.key, number, lambda: Result(record, files))).published())
+        found = Found(record, files, {f"step{place}": key for place, key in enumerate(steps)})
+        return Told.of(await flow.step(Trial(self.key, number, lambda: found)).published())
 
     async def _contested(
         self, flow: Flow, parameters: Mapping[str, Any], peers: Sequence[Peer], rungs: dict[str, Figures]

@@ -49,6 +49,14 @@ class Note:
         return self.make()
 
 
+@dataclass
+class Found(Result):
+    """What the driver found out, and the steps that it rests on: `gc` keeps them, and a number leads to them."""
+
+    sources: dict[str, str] = field(default_factory=dict)
+    """Keys, by a name for each."""
+
+
 class Ask(Note):
     """The parameters of a trial, as the sampler suggested them; metrics: `parameters`."""
 

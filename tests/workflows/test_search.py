@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.collect import collect
 from cluster.plan import make_plan
 from cluster.runs import finished_steps
 from cluster.store import Store
@@ -206,6 +207,18 @@ def test_a_training_that_was_stopped_at_a_rung_goes_on_from_there_to_the_same_by
     ]
     assert files[1].items() <= files[0].items()
     assert len(files[1]) == 2
+
+
+def test_what_the_trials_rest_on_is_kept_even_where_the_events_were_lost(tmp_path: Path, disk: Store) -> None:
+    run, _ = searched(disk, tmp_path)
+    disk.delete(disk.paths(f"runs/{run.id}/events"))
+    searched(disk, tmp_path)
+    disk.delete(disk.paths(f"runs/{run.id}/events"))
+    before = published(disk)
+    collect(disk, [], remove=True, grace=0.0)
+    steps = {key for trial in told(disk, run) for key in trial["steps"]}
+    assert steps
+    assert steps <= published(disk) <= before
 
 
 def test_the_recipe_of_a_run_is_the_one_it_was_last_asked_for_with(tmp_path: Path, disk: Store) -> None:
