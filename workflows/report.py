@@ -38,6 +38,25 @@ class Section:
     rows: Sequence[Sequence[str]]
 
 
+@dataclass(frozen=True)
+class Page:
+    """A further file of a report."""
+
+    draw: Callable[[], bytes]
+    stamp: str = ""
+    """Of what it shows: a file that has it at its end is not drawn again. An HTML comment, if it is given."""
+
+    def written(self, path: Path) -> bytes | None:
+        """What is to be written there; None if it is there already."""
+        end = f"<!-- {self.stamp} -->\n".encode() if self.stamp else b""
+        if end and path.is_file():
+            with path.open("rb") as file:
+                file.seek(-min(len(end), path.stat().st_size), 2)
+                if file.read() == end:
+                    return None
+        return self.draw() + end
+
+
 @dataclass
 class Report:
     """The result of a run."""
@@ -58,8 +77,8 @@ class Report:
     """What the results depend on, for machines."""
     linear: bool = False
     """Whether x rises linearly; it falls logarithmically otherwise, as densities do."""
-    pages: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
-    """Further files, made when the report is written."""
+    pages: Mapping[str, Page] = field(default_factory=dict)
+    """Further files, drawn when the report is written."""
 
     def view(self) -> Group:
         """For the terminal."""
@@ -87,11 +106,13 @@ class Report:
             files = {"figure.png": draw(self.maps, self.title, self.x_label, self.y_label), **files}
         elif any(curve.points for curve in self.curves):
             files = {"figure.png": self._figure(), **files}
-        files |= {name: page() for name, page in self.pages.items()}
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             _replace(folder / name, data)
-        return [folder / name for name in files]
+        for name, page in self.pages.items():
+            if (drawn := page.written(folder / name)) is not None:
+                _replace(folder / name, drawn)
+        return [folder / name for name in (*files, *self.pages)]
 
     def _markdown(self) -> str:
         more = "".join(f"\n## {section.title}\n\n{_markdown(section)}\n" for section in self.sections)

@@ -12,7 +12,7 @@ import yaml
 from cluster.runs import Finished
 from search_spaces.goals import Objective
 from search_spaces.records import front_of, study_of
-from workflows.report import Curve, Report
+from workflows.report import Curve, Page, Report
 from workflows.search_steps import computed
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def report_on(search: Search, finished: Sequence[Finished]) -> Report:
         y_label=lead.figure,
         linear=True,
         pages={
-            "study.html": partial(_page, search, trials),
-            **{f"trial-{trial['number']:04d}.yaml": partial(exported, search, trial) for trial in front},
+            "study.html": Page(partial(_page, search, trials), f"{search.key} {len(trials)}"),
+            **{f"trial-{trial['number']:04d}.yaml": Page(partial(exported, search, trial)) for trial in front},
         },
     )
 

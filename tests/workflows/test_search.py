@@ -231,3 +231,14 @@ def test_the_recipe_of_a_run_is_the_one_it_was_last_asked_for_with(tmp_path: Pat
     assert load_recipe(str(write_recipe(tmp_path, yaml.safe_load(yaml.safe_dump(content)), "again"))).workflow == (
         load_search(tmp_path, budget={"trials": 3}).workflow
     )
+
+
+def test_the_page_of_a_study_is_drawn_again_only_when_there_is_more_to_show(tmp_path: Path, disk: Store) -> None:
+    out = tmp_path / "out"
+    for trials in (4, 4, 5):
+        run, search = searched(disk, tmp_path, budget={"trials": trials})
+        search.report(finished_steps(disk, run.id)).write(out)
+        written = (out / "study.html").stat().st_mtime_ns
+        search.report(finished_steps(disk, run.id)).write(out)
+        assert (out / "study.html").stat().st_mtime_ns == written
+    assert (out / "study.html").read_text().rstrip().endswith(f"{search.key} 5 -->")
