@@ -78,12 +78,18 @@ class Engine:
         self._tell("published", handle, published=published)
         return published
 
-    async def find(self, key: str) -> Published | None:
+    async def find(self, handle: Handle) -> Published | None:
         """The published step, or None; a damaged one is none, and is set aside when it is asked for."""
         try:
-            return await asyncio.to_thread(self._ledger.find, key)
+            published = await asyncio.to_thread(self._ledger.find, handle.key)
+            if published is not None and self._verify:
+                await asyncio.to_thread(published.verify)
         except Damaged:
             return None
+        if published is not None:
+            self._tell("asked", handle)
+            self._tell("found", handle, published=published)
+        return published
 
     async def look_up(self, prefix: str) -> Published:
         """The published step whose key begins like this.

@@ -48,7 +48,7 @@ class Engine(Protocol):
         """The published step, computed if need be."""
         ...
 
-    async def find(self, key: str) -> Published | None:
+    async def find(self, handle: Handle) -> Published | None:
         """The published step, or None; nothing is computed."""
         ...
 
@@ -110,10 +110,13 @@ class Flow:
         return self._handle(task, given, _key(task, given), prefix)
 
     async def find(self, task: Runnable, **inputs: Handle) -> Published | None:
-        """A step if it is finished already; nothing is computed."""
-        if await self._engine.find(_key(task, inputs)) is None:
-            return None
-        return await self.step(task, **inputs).published()
+        """A step if it is finished already, and whole; nothing is computed."""
+        handle = Handle(task, inputs, self._at, _key(task, inputs))
+        handle.result = asyncio.get_running_loop().create_future()
+        published = await self._engine.find(handle)
+        if published is not None:
+            handle.result.set_result(published)
+        return published
 
     async def stored(self, key_prefix: str) -> Handle:
         """A finished step by its key alone, whoever computed it: to read, or to feed other steps.

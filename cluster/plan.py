@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.failures import StepFailed
 from cluster.flow import Flow, Handle
 from cluster.ledger import Damaged, Ledger, Published
 from cluster.step import Recorded
@@ -22,6 +23,9 @@ class Plan:
 
     steps: list[PlannedStep] = field(default_factory=list)
     """Those known now: a workflow whose length depends on results goes on when these are there."""
+
+    failure: StepFailed | None = None
+    """What a run will end with, if that is known already."""
 
     @property
     def stored(self) -> list[PlannedStep]:
@@ -68,7 +72,10 @@ async def make_plan(store: Store, run: Callable[[Flow], Awaitable[Any]], verify:
         await asyncio.sleep(0)
         quiet = quiet + 1 if len(looking.plan.steps) == before else 0
     if workflow.done():
-        workflow.result()
+        try:
+            workflow.result()
+        except StepFailed as failure:  # what is stored says that it failed, and will again
+            looking.plan.failure = failure
     workflow.cancel()
     for step in looking.plan.steps:
         step.handle.result.cancel()
@@ -85,9 +92,7 @@ class _Looking:
 
     async def obtain(self, handle: Handle) -> Published:
         try:
-            published = self._ledger.find(handle.key)
-            if published is not None and self._verify:
-                published.verify()
+            published = self._found(handle.key)
         except Damaged as damaged:
             if isinstance(handle.task, Recorded):
                 raise ValueError(f"{damaged}; resume the run that made this step") from None
@@ -96,17 +101,24 @@ class _Looking:
         if published is not None:
             return published
         if handle.task.threads == 0:  # the driver's own, and no work: without it nothing further would be known
-            for upstream in handle.inputs.values():
-                await upstream.published()
             return Published(handle.key, {"metrics": handle.task.run(None).metrics, "files": {}}, self._ledger.store)
         await asyncio.Event().wait()
         raise AssertionError("nothing sets this event")
 
-    async def find(self, key: str) -> Published | None:
+    async def find(self, handle: Handle) -> Published | None:
         try:
-            return self._ledger.find(key)
+            published = self._found(handle.key)
         except Damaged:
             return None
+        if published is not None:
+            self.plan.steps.append(PlannedStep(handle, published))
+        return published
+
+    def _found(self, key: str) -> Published | None:
+        published = self._ledger.find(key)
+        if published is not None and self._verify:
+            published.verify()
+        return published
 
     async def look_up(self, prefix: str) -> Published:
         return self._ledger.look_up(prefix)

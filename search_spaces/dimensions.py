@@ -229,8 +229,8 @@ class Choice(Dimension):
         return CategoricalDistribution(self.values())
 
     def values(self) -> tuple[Value, ...]:
-        """The scalars or the labels."""
-        return tuple(self.choice)
+        """The scalars as they are listed, or the labels by name: in a mapping their order means nothing."""
+        return tuple(sorted(self.choice)) if isinstance(self.choice, Mapping) else tuple(self.choice)
 
     def allowed(self) -> str:
         """All of them, in order."""

@@ -31,7 +31,7 @@ CORRUPT, NO_DATABASE, OTHER_TABLES = 11, 26, 1
 """SQLite's numbers for torn pages, for a header that is none, and for tables or columns that are missing."""
 DAMAGE = (CORRUPT, NO_DATABASE)
 SECRET = re.compile(r"(?i)pass|secret|key")
-ALLOWED = "sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
+ALLOWED = "sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
 
 
 class ProjectionFailed(RuntimeError):
@@ -42,6 +42,16 @@ def default_url(folder: Path) -> str:
     """Where the study of a search is shown unless somewhere else is asked for: `study.db` in its folder."""
     path = str(folder.absolute() / "study.db")
     return "sqlite:///" + path.replace("{", "{{").replace("}", "}}")  # Optuna fills in its schema's version
+
+
+def has_password(url: str) -> bool:
+    """Whether a URL says what is nobody else's business.
+
+    Raises:
+        ProjectionFailed: it is no URL of a database.
+    """
+    parsed = _parse(url)
+    return parsed.password is not None or any(map(SECRET.search, parsed.query))
 
 
 class Projection:

@@ -125,4 +125,5 @@ def _intermediate(rungs: Mapping[str, Mapping[str, float]], objectives: Sequence
     if len(objectives) > 1:
         return {}
     name = objectives[0].figure
-    return {place: figures[name] for place, figures in enumerate(rungs.values()) if name in figures}
+    rising = sorted(rungs, key=float)
+    return {place: rungs[rung][name] for place, rung in enumerate(rising) if name in rungs[rung]}

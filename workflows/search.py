@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import time
-from collections import deque
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from functools import cached_property, partial
-from random import Random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from rich.console import RenderableType
 
-from cluster.failures import StepFailed
-from cluster.flow import Asked, Flow
-from cluster.ledger import Damaged, Published
+from cluster.flow import Flow
 from cluster.runs import Finished
-from cluster.step import Runnable, key_of
-from cluster.store import StoreError
+from cluster.step import key_of
 from search_spaces.goals import Constraint, Objective
 from search_spaces.records import frozen_trial
 from search_spaces.samplers import Sampler
 from search_spaces.samplers.tpe import TPE
 from search_spaces.space import Space
-from search_spaces.study import Study
 from tasks.component import Placement, kind_of, members
-from tasks.task import Result
-from tasks.training.train import Train
+from tasks.task import Task
 from workflows import Workflow
 from workflows.content import OrName, field_of, read_content, set_field
-from workflows.figures import Figures
 from workflows.mistakes import lines_of
 from workflows.report import Report
 from workflows.search_report import report_on
-from workflows.search_steps import OUTCOMES, Ask, Found, Front, Told, Trial, computed, finished_of, outcomes_to_bytes
-from workflows.stopping import Peer, Stopping, wrong_stops
+from workflows.searching import Searching
+from workflows.stopping import Stopping
 from workflows.subjects import at_path
+
+MEASURED_ON = re.compile(r"replicates|examples|seed|(.*\.)?data(\..*)?")
+"""Fields that decide on which examples a trial is measured, and how often."""
 
 
 class Budget(BaseModel):
@@ -97,6 +91,13 @@ class Search(Workflow):
         """The name of the study: everything but its budget."""
         return key_of(self.identity(), {})
 
+    @cached_property
+    def code(self) -> str:
+        """What the study runs: the versions of all tasks and components, and the data, in one digest."""
+        tasks = {kind: task.version for kind, task in members(Task).items()}
+        trials = [self.workflow(parameters).identity() for _, parameters in self.space.probes()]
+        return key_of({"tasks": tasks, "trials": trials}, {})[:16]
+
     def check(self) -> None:
         """Builds the workflow at the ends of every parameter, and looks for every figure that is asked for."""
         kind = self.base.get("kind")
@@ -105,6 +106,7 @@ class Search(Workflow):
         searchable = [name for name, each in members(Workflow).items() if each.figures is not Workflow.figures]
         if kind not in searchable:
             raise ValueError(f"base: kind '{kind}' comes to no figures to search by; allowed: {', '.join(searchable)}")
+        self._require_validation_data()
         with at_path("sampler"):
             self.sampler.check(self.space, len(self.objectives))
         for place, parameters in enumerate(self.start):
@@ -119,6 +121,20 @@ class Search(Workflow):
         if self.stopping is not None:
             with at_path("stopping"):
                 self.stopping.check(len(self.objectives))
+
+    def _require_validation_data(self) -> None:
+        """Nothing may lead a search to test data, nor a paired comparison to other examples."""
+        own = self.stopping
+        paths = [("changes", path) for path in self.changes]
+        paths += [(f"space: {name}", path) for name, p in self.space.probes() for path, _ in self.space.fields(p)]
+        for where, path in [*paths, *([("stopping.field", own.field)] if own is not None else [])]:
+            if path == "split":
+                raise ValueError(f"{where}: split: a search looks at validation data, and at test data when it closes")
+            if own is not None and own.paired and where != "changes" and MEASURED_ON.fullmatch(path):
+                raise ValueError(
+                    f"{where}: {path} decides what is measured on, and `{kind_of(type(own))}` compares trials example "
+                    "by example; leave it out, or stop by another rule"
+                )
 
     def _probed(self, where: str, parameters: Mapping[str, Any]) -> Workflow:
         """The workflow of these parameters, able to run; what is wrong without them too is the base's mistake."""
@@ -143,7 +159,7 @@ class Search(Workflow):
                 raise ValueError(f"{where}: no step reports '{figure}'; allowed: {', '.join(names)}")
 
     def content(self, parameters: Mapping[str, Any], fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The recipe of a trial.
+        """The recipe of a trial, measured on validation data.
 
         Args:
             parameters: of the space.
@@ -153,8 +169,8 @@ class Search(Workflow):
             ValueError: a path leads nowhere.
         """
         content = copy.deepcopy(self.base)
-        chosen = self.space.fields(parameters)
-        for path, value in [*self.changes.items(), ("split", "validation"), *chosen, *(fields or {}).items()]:
+        fixed = {**self.changes, "split": "validation"}
+        for path, value in [*fixed.items(), *self.space.fields(parameters), *(fields or {}).items()]:
             try:
                 set_field(content, path, copy.deepcopy(value))
             except ValueError as error:
@@ -180,149 +196,7 @@ class Search(Workflow):
 
     async def run(self, flow: Flow) -> None:
         """Asks, runs and tells, until the budget is spent; then measures the front on test data."""
-        study = Study(self.key, self.space, self.sampler, self.objectives, self.constraints, self.start)
-        told: list[Told] = []
-        running: deque[asyncio.Task[Told]] = deque()
-        began = time.monotonic()
-        try:
-            while not self._is_spent(study.asked, told, time.monotonic() - began):
-                if len(running) == self.parallel:
-                    await self._tell(study, told, running)
-                elif (begun := await self._next(flow, study, told)) is not None:
-                    running.append(asyncio.ensure_future(begun))
-                else:
-                    break
-            while running:
-                await self._tell(study, told, running)
-        except asyncio.CancelledError:
-            for trial in running:
-                trial.cancel()
-            raise
-        finally:
-            await asyncio.gather(*running, return_exceptions=True)
-        if all(trial.state == "failed" for trial in told):
-            raise ValueError(f"all {len(told)} trials failed; the first: {told[0].metrics['message']}")
-        await self._close(flow, study, told)
-
-    async def _tell(self, study: Study, told: list[Told], running: deque[asyncio.Task[Told]]) -> None:
-        """Waits for the oldest trial that runs, and tells the study."""
-        told.append(await running[0])
-        running.popleft()
-        study.tell(len(told) - 1, told[-1].metrics)
-
-    async def _next(self, flow: Flow, study: Study, told: Sequence[Told]) -> Coroutine[Any, Any, Told] | None:
-        """The next trial, found or asked for, to be run; None when there is nothing left to try."""
-        number = study.asked
-        here = flow.at(trial=number)
-        known = await here.find(Trial(self.key, number, _not_told))
-        if known is not None:
-            study.replay(known.metrics["parameters"])
-            return _found(known)
-
-        def suggested() -> Result:
-            return Result({"parameters": study.ask() if study.asked == number else study.parameters(number)})
-
-        parameters = (await here.step(Ask(self.key, number, suggested)))["parameters"]
-        if parameters is None:
-            return None
-        if study.asked == number:  # it was found, not suggested just now
-            study.replay(parameters)
-        return self._trial(here, number, parameters, self._peers(study, told))
-
-    async def _trial(self, flow: Flow, number: int, parameters: dict[str, Any], peers: Sequence[Peer]) -> Told:
-        """Runs a trial, to its end or to where it is stopped, and puts down what became of it."""
-        asked: Asked = []
-        rungs: dict[str, Figures] = {}
-        try:
-            became = await self._contested(flow.noting(asked), parameters, peers, rungs)
-        except StepFailed as failure:
-            if failure.cause not in ("user", "oom"):
-                raise  # the same trial again, when the search is resumed
-            became = {"state": "failed", "cause": failure.cause, "message": str(failure)}
-        except ValueError as misfit:
-            became = {"state": "failed", "cause": "user", "message": lines_of(misfit)[0]}
-        except Damaged as damaged:
-            raise StoreError(f"{damaged}; go on with --verify, which computes it anew") from None
-        steps = {step.step.key: int(step.metrics.get("sample_steps", 0)) for step in await finished_of(asked)}
-        record = {
-            "number": number,
-            "parameters": parameters,
-            **became,
-            "rungs": {rung: dict(figures.values) for rung, figures in rungs.items()},
-            "sample_steps": sum(steps.values()),
-            "steps": steps,
-        }
-        files = {OUTCOMES: outcomes_to_bytes(rungs)} if rungs else {}
-        found = Found(record, files, {f"step{place}": key for place, key in enumerate(steps)})
-        return Told.of(await flow.step(Trial(self.key, number, lambda: found)).published())
-
-    async def _contested(
-        self, flow: Flow, parameters: Mapping[str, Any], peers: Sequence[Peer], rungs: dict[str, Figures]
-    ) -> dict[str, Any]:
-        """Runs a trial from rung to rung; says what became of it."""
-        planned = self.workflow(parameters).planned()
-        for index, fields in self.shortened(parameters):
-            assert self.stopping is not None  # without it there are no rungs
-            (rung,) = map(str, fields.values())
-            rungs[rung] = await self._figures(flow, parameters, fields)
-            why = self.stopping.objection(self.objectives, index, rungs[rung], peers, planned)
-            if why is not None:
-                return {"state": "stopped", "stopped_at": rung, "because": why}
-            flow = flow.continuing(partial(_stopped_at, rung, self.stopping.field))
-        figures = await self._figures(flow, parameters)
-        values = {objective.figure: figures.values[objective.figure] for objective in self.objectives}
-        return {"state": "complete", "values": values, "figures": dict(figures.values)}
-
-    async def _figures(
-        self, flow: Flow, parameters: Mapping[str, Any], fields: Mapping[str, Any] | None = None
-    ) -> Figures:
-        """Runs one workflow to its end."""
-        workflow, asked = self.workflow(parameters, fields), Asked()
-        await workflow.run(flow.noting(asked))
-        return workflow.figures(await finished_of(asked))
-
-    def _peers(self, study: Study, told: Sequence[Told]) -> list[Peer]:
-        """What a trial is compared with at its rungs: those told before it was asked for."""
-        front = study.front() if self.stopping is not None else []
-        return [
-            Peer(number, trial.rungs, trial.metrics.get("figures"), number in front)
-            for number, trial in enumerate(told)
-            if trial.state != "failed"
-        ]
-
-    async def _close(self, flow: Flow, study: Study, told: Sequence[Told]) -> None:
-        """Measures the front on test data, runs a sample of the stopped trials to their end, and puts both down."""
-        front = [told[number].metrics for number in study.front()]
-        stopped = [trial.metrics for trial in told if trial.state == "stopped"]
-        audit = min(self.stopping.audit if self.stopping is not None else 0, len(stopped))
-        again = sorted(Random(self.key).sample(stopped, audit), key=lambda trial: trial["number"])
-        tests = (
-            self._figures(flow.at(trial=trial["number"], split="test"), trial["parameters"], {"split": "test"})
-            for trial in front
-        )
-        ends = (
-            self._figures(flow.at(trial=trial["number"], audit="to the end"), trial["parameters"]) for trial in again
-        )
-        figures = await flow.together(*tests, *ends)
-        found: dict[str, Any] = {
-            "front": [
-                {**{name: trial[name] for name in ("number", "parameters", "figures")}, "test": dict(test.values)}
-                for trial, test in zip(front, figures, strict=False)
-            ]
-        }
-        if again:
-            ended = [trial.values for trial in figures[len(front) :]]
-            ends_of = [trial.metrics["figures"] for trial in told if trial.state == "complete"]
-            found["audit"] = wrong_stops(self.objectives, ended, ends_of, self.constraints)
-        await flow.step(Front(self.key, len(told), lambda: Result(found)))
-
-    def _is_spent(self, asked: int, told: Sequence[Told], seconds: float) -> bool:
-        budget = self.budget
-        return (
-            (budget.trials is not None and asked >= budget.trials)
-            or (budget.hours is not None and seconds >= 3600 * budget.hours)
-            or (budget.sample_steps is not None and computed(trial.metrics for trial in told) >= budget.sample_steps)
-        )
+        await Searching(self, flow).run()
 
     def frozen(self, number: int, metrics: Mapping[str, Any]) -> FrozenTrial | None:
         """A trial as Optuna keeps it, from the metrics of a step `ask` or `trial`; None if nothing was left to ask."""
@@ -339,19 +213,3 @@ class Search(Workflow):
     def report(self, finished: Sequence[Finished]) -> Report:
         """The front, and what the search cost."""
         return report_on(self, finished)
-
-
-async def _found(trial: Published) -> Told:
-    return Told.of(trial)
-
-
-def _not_told() -> Result:
-    raise AssertionError("a trial that is looked for is not made")
-
-
-def _stopped_at(rung: str, field: str, task: Runnable) -> Runnable | None:
-    """The training that a rung stopped early."""
-    step = int(rung)
-    if not field.endswith("stop_at") or not isinstance(task, Train) or (task.stop_at or step + 1) <= step:
-        return None
-    return task.model_copy(update={"stop_at": step})

@@ -26,7 +26,7 @@ def report_on(search: Search, finished: Sequence[Finished]) -> Report:
     lead = search.objectives[0]
     front = [trials[place] for place in front_of(trials, search.objectives, search.constraints)]
     front.sort(key=lambda trial: -lead.sign * trial["figures"][lead.figure])
-    tests = {entry["number"]: entry["test"] for entry in closed.get("front", ())}
+    tests = {entry["number"]: entry["test"] for entry in closed.get("front", ()) if "test" in entry}
     figures = _shown_figures(search)
     varied = sorted({name for trial in front for name in trial["parameters"]})
     return Report(
@@ -37,7 +37,7 @@ def report_on(search: Search, finished: Sequence[Finished]) -> Report:
                 str(trial["number"]),
                 *(_word(trial["parameters"].get(name, "")) for name in varied),
                 *(_word(trial["figures"][name]) for name in figures),
-                *([_word(tests[trial["number"]][name]) for name in figures] if tests else []),
+                *([_word(tests.get(trial["number"], {}).get(name, "failed")) for name in figures] if tests else []),
             ]
             for trial in front
         ],
@@ -55,13 +55,22 @@ def report_on(search: Search, finished: Sequence[Finished]) -> Report:
 
 
 def told_trials(search: Search, finished: Sequence[Finished]) -> list[Mapping[str, Any]]:
-    """What became of the trials of this study, by number."""
-    told = {
-        step.metrics["number"]: step.metrics
-        for step in finished
-        if step.kind == "trial" and step.step.manifest["task"]["study"] == search.key
-    }
-    return [told[number] for number in sorted(told)]
+    """What became of the trials of this study, by number; of what several versions of the code found, the newest."""
+    notes = _notes_of(search, finished, "trial")
+    return [note.metrics for note in sorted(notes, key=lambda note: int(note.metrics["number"]))]
+
+
+def _notes_of(search: Search, finished: Sequence[Finished], kind: str) -> list[Finished]:
+    own = [step for step in finished if step.kind in ("trial", "front") and _task(step)["study"] == search.key]
+    if not own:
+        return []
+    newest = max(own, key=lambda step: float(step.step.manifest["published"]))
+    return [step for step in own if step.kind == kind and _task(step)["code"] == _task(newest)["code"]]
+
+
+def _task(step: Finished) -> Mapping[str, Any]:
+    task: Mapping[str, Any] = step.step.manifest["task"]
+    return task
 
 
 def exported(search: Search, trial: Mapping[str, Any]) -> bytes:
@@ -76,11 +85,8 @@ def exported(search: Search, trial: Mapping[str, Any]) -> bytes:
 
 def _closing(search: Search, finished: Sequence[Finished], count: int) -> Mapping[str, Any]:
     """What the search put down when it closed with so many trials; nothing while it goes on."""
-    for step in finished:
-        task = step.step.manifest["task"]
-        if step.kind == "front" and task["study"] == search.key and task["number"] == count:
-            return step.metrics
-    return {}
+    closings = [step for step in _notes_of(search, finished, "front") if _task(step)["number"] == count]
+    return max(closings, key=lambda step: float(step.step.manifest["published"])).metrics if closings else {}
 
 
 def _result(

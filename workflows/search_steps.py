@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors.torch import load, save
 
+from cluster.failures import StepFailed
 from cluster.flow import Asked, Handle
 from cluster.ledger import Published
 from cluster.runs import Finished
-from tasks.component import members
-from tasks.task import Result, Task
+from tasks.task import Result
 from workflows.figures import Figures
+
+if TYPE_CHECKING:
+    from workflows.search import Search
 
 OUTCOMES = "outcomes.safetensors"
 
@@ -32,17 +35,16 @@ class Note:
     threads: ClassVar[int] = 0
     gpus: ClassVar[float] = 0.0
 
-    study: str
-    """The study's key: its recipe without the budget."""
+    search: Search
+    """That it belongs to."""
     number: int
     """Of the trial; of trials told, for what closes the study."""
     make: Callable[[], Result] = field(repr=False, compare=False)
     """Called when the note is not there yet."""
 
     def identity(self) -> dict[str, Any]:
-        """Study and number, and the versions of tasks: values that an earlier version found are told anew."""
-        versions = {kind: task.version for kind, task in members(Task).items() if task.version != 1}
-        return {"kind": self.kind, "study": self.study, "number": self.number, "versions": versions}
+        """Study and number, and what it ran: what an earlier version of the code found is told anew."""
+        return {"kind": self.kind, "study": self.search.key, "code": self.search.code, "number": self.number}
 
     def run(self, context: Any, **inputs: Any) -> Result:
         """What the driver found out."""
@@ -76,9 +78,17 @@ class Trial(Note):
 
 
 class Front(Note):
-    """What a study comes to: its front, measured on test data; what sharing saved; how often a stop was wrong."""
+    """What a study comes to: its front, measured on test data, and how often a stop was wrong.
+
+    Metrics: `front` (of each trial number, parameters, figures, and `test` or why it `failed` there), `audit`.
+    """
 
     kind = "front"
+
+    def identity(self) -> dict[str, Any]:
+        """With the number of stopped trials that are run to their end."""
+        audit = self.search.stopping.audit if self.search.stopping is not None else 0
+        return {**super().identity(), "audit": audit}
 
 
 def outcomes_to_bytes(rungs: Mapping[str, Figures]) -> bytes:
@@ -109,7 +119,7 @@ class Told:
         for name, right in rights.items():
             rung, _, figure = name.partition("/")
             outcomes.setdefault(rung, {})[figure] = right.bool()
-        rungs = trial.metrics["rungs"]
+        rungs = dict(sorted(trial.metrics["rungs"].items(), key=lambda rung: float(rung[0])))
         return cls(trial.metrics, {rung: Figures(rungs[rung], outcomes.get(rung, {})) for rung in rungs})
 
     @property
@@ -119,21 +129,65 @@ class Told:
 
 
 async def finished_of(asked: Asked) -> list[Finished]:
-    """The steps that were asked for, those that failed aside, each where it was asked for first.
+    """The steps that were asked for, each where it was asked for first.
 
     Waits for all of them: what a workflow no longer waits for, since the steps after it were stored, counts too.
+
+    Raises:
+        StepFailed: one of them failed.
     """
     places: dict[str, tuple[Mapping[str, Any], Handle]] = {}
     for at, handle in asked:
         places.setdefault(handle.key, (at, handle))
-    steps = await asyncio.gather(*(handle.published() for _, handle in places.values()), return_exceptions=True)
-    found = zip(places.values(), steps, strict=True)
-    return [Finished(at, step) for (at, _), step in found if isinstance(step, Published)]
+    steps = await asyncio.gather(*(handle.published() for _, handle in places.values()))
+    return [Finished(at, step) for (at, _), step in zip(places.values(), steps, strict=True)]
+
+
+async def own_steps(asked: Asked) -> dict[str, int]:
+    """What a trial cost by itself: the sample-steps of each of its steps, those that failed aside.
+
+    A step that others went on from costs nothing of its own: theirs count from their beginning.
+    """
+    handles = {handle.key: handle for _, handle in asked}
+    begun = {handle.prefix.key for handle in handles.values() if handle.prefix is not None}
+    steps = await asyncio.gather(*(handle.published() for handle in handles.values()), return_exceptions=True)
+    costs: dict[str, int] = {}
+    for key, step in zip(handles, steps, strict=True):
+        if isinstance(step, Published):
+            costs[key] = 0 if key in begun else int(step.metrics.get("sample_steps", 0))
+        elif not isinstance(step, StepFailed):
+            raise step
+    return costs
+
+
+class Spending:
+    """Sample-steps of all steps of the trials told, each counted once."""
+
+    IDLE = 100
+    """Trials in a row that cost nothing new after which a budget of sample-steps alone would never be spent."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, int] = {}
+        self._total = 0
+        self._idle = 0
+
+    def add(self, steps: Mapping[str, int]) -> None:
+        """A trial's."""
+        before = self._total
+        for key, cost in steps.items():
+            self._total += max(cost - self._steps.get(key, 0), 0)
+            self._steps[key] = max(cost, self._steps.get(key, 0))
+        self._idle = 0 if self._total > before else self._idle + 1
+
+    def reaches(self, budget: int) -> bool:
+        """Whether so much is spent, or there is nothing left to spend it on."""
+        return self._total >= budget or self._idle >= self.IDLE
 
 
 def computed(trials: Iterable[Mapping[str, Any]]) -> int:
     """Sample-steps of all steps of these trials, each counted once."""
     steps: dict[str, int] = {}
     for trial in trials:
-        steps |= trial["steps"]
+        for key, cost in trial["steps"].items():
+            steps[key] = max(cost, steps.get(key, 0))
     return sum(steps.values())

@@ -183,3 +183,11 @@ def test_a_space_is_read_from_a_file(tmp_path: Path) -> None:
 def test_shipped_spaces_load_and_say_what_they_vary(name: str) -> None:
     assert Space.load(name).order
     assert shipped_spaces()[name].endswith(".")
+
+
+def test_the_order_of_labels_in_a_mapping_means_nothing() -> None:
+    spaces = [
+        Space.load({"parameters": {"objective": {"choice": {label: {"kind": label} for label in labels}}}})
+        for labels in (["pgd", "trades", "fgsm"], ["trades", "fgsm", "pgd"])
+    ]
+    assert spaces[0].distributions() == spaces[1].distributions()

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from cluster.runs import all_runs
+from cluster.store import Store
 from tests.workflows.conftest import write_recipe
 from tests.workflows.searches import CHAIN, search_content
+from workflows.command.launch import Options, launch
 from workflows.command.recipe import BadRequest, load_recipe
 
 INTS = {"int": [1, 3]}
@@ -70,6 +74,15 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"stopping": {"kind": "dominated", "field": "level", "rungs": [1]}},
         "stopping: level: unknown field; did you mean 'levels'?",
     ),
+    "a split that is searched over": (
+        {"space": space(split={"choice": ["validation", "test"]})},
+        "space: split: split: a search looks at validation data",
+    ),
+    "test data by a change": ({"changes": {"split": "test"}}, "changes: split: a search looks at validation data"),
+    "pairs of other examples": (
+        {"space": space(replicates=INTS), "stopping": {"kind": "dominated", "field": "levels", "rungs": [1]}},
+        "space: replicates: replicates decides what is measured on, and `dominated` compares trials example by example",
+    ),
     "rungs that fall": ({"stopping": {"kind": "dominated", "field": "levels", "rungs": [2, 1]}}, "stopping"),
 }  # fmt: skip
 
@@ -92,3 +105,16 @@ def test_the_shipped_searches_and_their_spaces_are_whole() -> None:
     assert len(searches) >= 4
     for name in searches:
         load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql+psycopg://me:hunter2@host/name", "postgresql://me@host/name?password=hunter2"]
+)
+def test_a_password_in_the_url_of_a_study_is_refused_and_written_nowhere(url: str, tmp_path: Path) -> None:
+    recipe = load_recipe(str(write_recipe(tmp_path, search_content(), "small")))
+    options = Options(str(tmp_path / "store"), tmp_path / "out", wandb="disabled", study=url)
+    with pytest.raises(BadRequest) as refused:
+        launch(recipe, options, Console(quiet=True))
+    assert "--study: a URL must hold no password" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+    assert not all_runs(Store.open(options.store))

@@ -152,6 +152,8 @@ def launch(
     run = Run.open(store, run_id, record)
     write_plan(store, run_id, plan.records())
     code, problems = Exit.DONE, list[str]()
+    if plan.failure is not None and not plan.to_run:
+        code, problems = _code_of(plan.failure), [str(plan.failure)]
     if plan.to_run:
         with ExitStack() as stack:
             with console.status("starting Ray" if options.address == "local" else f"joining {options.address}"):
@@ -238,6 +240,8 @@ class _Driver:
             code = {signal.SIGINT: Exit.INTERRUPTED, signal.SIGTERM: Exit.PREEMPTED, None: Exit.FAILED}[self._signal]
         except StepFailed as failure:
             code = _code_of(failure)
+            if failure.key not in self._failures:  # one of an earlier driver's
+                self.problems.append(str(failure))
         except (StoreError, ClusterUnreachable) as error:
             self.problems.append(str(error))
             code = Exit.INFRASTRUCTURE

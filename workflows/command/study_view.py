@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from cluster.flow import Handle
 from cluster.ledger import Published
-from search_spaces.projection import Projection, ProjectionFailed, default_url
+from search_spaces.projection import Projection, ProjectionFailed, default_url, has_password
 from workflows.command.recipe import BadRequest
 from workflows.search import Search
 
@@ -40,6 +41,10 @@ class StudyView:
         self._trouble: list[str] = []
         objectives = search.objectives
         try:
+            if url and has_password(url):
+                raise BadRequest(
+                    "--study: a URL must hold no password, for commands are recorded: set PGPASSWORD, or use ~/.pgpass"
+                )
             self._projection = Projection(
                 url or default_url(folder),
                 name,
@@ -79,6 +84,7 @@ class StudyView:
         self._news.set()
         if self._thread is not None:
             self._thread.join()
+        self._show_or_say()
         self._projection.close()
         return self._trouble
 
@@ -99,14 +105,18 @@ class StudyView:
         while not self._over:
             self._news.wait()
             self._news.clear()
-            try:
-                self._show()
-            except ProjectionFailed as error:
-                self._say(f"--study: {error}; results are not affected, and the next start brings the study up to date")
+            self._show_or_say()
+
+    def _show_or_say(self) -> None:
+        try:
+            self._show()
+        except ProjectionFailed as error:
+            self._say(f"--study: {error}; results are not affected, and the next start brings the study up to date")
 
     def _show(self) -> None:
         with self._lock:
-            trials = [self._trials[number] for number in range(len(self._trials)) if number in self._trials]
+            known = takewhile(self._trials.__contains__, count())
+            trials = [self._trials[number] for number in known]
         self._say(self._projection.bring_up(trials))
 
     def _say(self, line: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from search_spaces.goals import Constraint, Objective
-from tasks.component import Component, kind_of, require_rising
+from tasks.component import Component, Placement, kind_of, require_rising
 from tasks.measuring.intervals import clopper_pearson
 from workflows.figures import Figures
 
@@ -37,6 +37,8 @@ class Stopping(Component):
 
     single: ClassVar[bool] = True
     """Whether it compares trials by one objective only."""
+    paired: ClassVar[bool] = False
+    """Whether it compares trials example by example."""
 
     field: str = Field(min_length=1)
     """Dotted path of the field that a rung sets lower, such as `levels` or `train.stop_at`."""
@@ -44,7 +46,7 @@ class Stopping(Component):
     """The values it is set to, rising; those that are not below a trial's own are left out."""
     warm_up: int = Field(default=4, ge=1)
     """Trials that must have reached a rung before any is stopped there."""
-    audit: int = Field(default=0, ge=0)
+    audit: Annotated[int, Placement()] = Field(default=0, ge=0)
     """Stopped trials that are run to their end afterwards, to learn how often stopping was wrong."""
 
     @model_validator(mode="after")
@@ -98,7 +100,7 @@ class Stopping(Component):
 
 def wrong_stops(
     objectives: Sequence[Objective],
-    stopped: Sequence[Mapping[str, float]],
+    stopped: Sequence[Mapping[str, float] | None],
     finished: Sequence[Mapping[str, float]],
     constraints: Sequence[Constraint] = (),
 ) -> dict[str, Any]:
@@ -109,7 +111,8 @@ def wrong_stops(
 
     Args:
         objectives: what the search is after.
-        stopped: figures of the stopped trials that were run to their end nevertheless, at least one.
+        stopped: figures of the stopped trials that were run to their end nevertheless, at least one; None of a trial
+            that failed on its way.
         finished: figures of all trials that were not stopped, or of their front.
         constraints: what a trial must meet to count.
 
@@ -121,6 +124,7 @@ def wrong_stops(
     wrong = sum(
         _meets(figures, constraints) and not any(_as_good(other, figures, objectives) for other in met)
         for figures in stopped
+        if figures is not None
     )
     low, high = clopper_pearson(wrong, len(stopped))
     return {"wrong": wrong, "of": len(stopped), "low": low, "high": high}

@@ -34,6 +34,7 @@ class Dominated(Stopping):
     """
 
     single: ClassVar[bool] = False
+    paired: ClassVar[bool] = True
 
     kind: Literal["dominated"] = "dominated"
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
