@@ -26,15 +26,14 @@ class Run:
 
     @classmethod
     def open(cls, store: Store, run_id: str, record: Mapping[str, Any]) -> Run:
-        """The run, recorded now if it is new, or if it is asked for in other words: to go on for longer, say."""
+        """The run, recorded now if it is new; of a known one only the recipe is renewed: where and how long to run."""
         path = f"runs/{run_id}/run.json"
         fresh = {**record, "created": round(time.time(), 3)}
         if not store.create(path, json.dumps(fresh).encode()):
             known = json.loads(store.get(path) or b"{}")
-            if known.get("recipe") == record.get("recipe"):
-                return cls(run_id, known)
-            fresh["created"] = known.get("created", fresh["created"])
-            store.put(path, json.dumps(fresh).encode())
+            fresh = {**known, "recipe": record["recipe"]} if "recipe" in record else known
+            if fresh != known:
+                store.put(path, json.dumps(fresh).encode())
         return cls(run_id, fresh)
 
     @classmethod
