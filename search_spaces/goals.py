@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
+
+from search_spaces.checked import Checked
 
 
-class Objective(BaseModel):
+class Objective(Checked):
     """A figure to make as large or as small as possible."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     maximise: str | None = None
     minimise: str | None = None
@@ -38,10 +38,8 @@ class Objective(BaseModel):
         return 1 if self.maximise else -1
 
 
-class Constraint(BaseModel):
+class Constraint(Checked):
     """A bound on a figure: `{figure: clean-drop, at_most: 0.02}`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     figure: str
     at_most: float | None = None

@@ -27,6 +27,9 @@ CONNECT_SECONDS = 5
 """Given to a server to answer."""
 BESIDE_SQLITE = ("", "-journal", "-wal", "-shm")
 """What belongs to an SQLite database: a journal that stays behind would be rolled back into the next one."""
+STUDY = "study.db"
+MAGIC = b"SQLite format 3\0"
+"""What every SQLite database begins with."""
 CORRUPT, NO_DATABASE, OTHER_TABLES = 11, 26, 1
 """SQLite's numbers for torn pages, for a header that is none, and for tables or columns that are missing."""
 DAMAGE = (CORRUPT, NO_DATABASE)
@@ -40,7 +43,7 @@ class ProjectionFailed(RuntimeError):
 
 def default_url(folder: Path) -> str:
     """Where the study of a search is shown unless somewhere else is asked for: `study.db` in its folder."""
-    path = str(folder.absolute() / "study.db")
+    path = str(folder.absolute() / STUDY)
     return "sqlite:///" + path.replace("{", "{{").replace("}", "}}")  # Optuna fills in its schema's version
 
 
@@ -243,6 +246,9 @@ class Projection:
         }
 
     def _put_aside(self) -> None:
+        head = self._path.read_bytes()[: len(MAGIC)] if self._path.is_file() else b""
+        if head != MAGIC[: len(head)] and self._path.name != STUDY:
+            raise Foreign(f"{self._path} is a file of another kind; name one that is not there yet")
         number = 1
         while (aside := self._path.with_name(f"{self._path.name}.damaged-{number}")).exists():
             number += 1

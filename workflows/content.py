@@ -76,7 +76,8 @@ def read_content(name: str) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark else ""
         raise ValueError(f"recipe {name}{where}: not YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"recipe {name}: a recipe is a mapping with a `kind`, not {type(content).__name__}")
+        found = "an empty file" if content is None else f"a {type(content).__name__}"
+        raise ValueError(f"recipe {name}: a recipe is a mapping with a `kind`, not {found}")
     return content
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from pydantic import ValidationError
@@ -23,6 +24,8 @@ def explain_errors(error: ValidationError) -> list[str]:
         path = ".".join(str(part) for part in mistake["loc"])
         message = mistake["msg"].removeprefix("Value error, ")
         message = IN_YAML.get(mistake["type"], message)
+        if mistake["type"] in ("too_short", "too_long"):
+            message = re.sub(r"^(Tuple|Dictionary) should", "Should", message).replace(" after validation", "")
         shown = "" if isinstance(mistake["input"], Mapping) else f" (found {mistake['input']!r})"
         lines.append(f"{path + ': ' if path else ''}{message}{shown}")
     return lines

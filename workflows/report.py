@@ -27,6 +27,8 @@ class Curve:
     style: Mapping[str, Any] = field(default_factory=dict)
     band: Sequence[tuple[float, float, float]] = ()
     """For each x what the line may be off by: the lower and the upper end."""
+    scattered: bool = False
+    """Whether the points stand for themselves, without a line through their means."""
 
 
 @dataclass
@@ -79,11 +81,14 @@ class Report:
     """Whether x rises linearly; it falls logarithmically otherwise, as densities do."""
     pages: Mapping[str, Page] = field(default_factory=dict)
     """Further files, drawn when the report is written."""
+    replaces: str = ""
+    """Files of this pattern that are none of the pages are of an earlier report, and go."""
 
     def view(self) -> Group:
         """For the terminal."""
+        tables = [self.table()] if self.rows else []
         more = [part for section in self.sections for part in (Text(section.title, "bold"), _table(section))]
-        return Group(Text(self.title, "bold"), self.table(), *more, *map(Text, self.notes))
+        return Group(Text(self.title, "bold"), *tables, *more, *map(Text, self.notes))
 
     def table(self) -> Table:
         """The rows alone."""
@@ -112,6 +117,9 @@ class Report:
         for name, page in self.pages.items():
             if (drawn := page.written(folder / name)) is not None:
                 _replace(folder / name, drawn)
+        for path in folder.glob(self.replaces) if self.replaces else ():
+            if path.name not in self.pages:
+                path.unlink()
         return [folder / name for name in (*files, *self.pages)]
 
     def _markdown(self) -> str:
@@ -127,6 +135,9 @@ class Report:
         axes = figure.subplots()
         for curve in self.curves:
             if not curve.points:
+                continue
+            if curve.scattered:
+                axes.plot(*zip(*curve.points, strict=True), label=curve.name, **{"linestyle": "", **curve.style})
                 continue
             xs = sorted({x for x, _ in curve.points}, reverse=True)
             means = [mean(y for x, y in curve.points if x == at) for at in xs]

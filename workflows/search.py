@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from optuna.trial import FrozenTrial
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 from rich.console import RenderableType
 
 from cluster.flow import Flow
 from cluster.runs import Finished
 from cluster.step import key_of
+from search_spaces.checked import Checked
 from search_spaces.goals import Constraint, Objective
 from search_spaces.records import frozen_trial
 from search_spaces.samplers import Sampler
@@ -35,10 +36,8 @@ MEASURED_ON = re.compile(r"replicates|examples|seed|(.*\.)?data(\..*)?")
 """Fields that decide on which examples a trial is measured, and how often."""
 
 
-class Budget(BaseModel):
+class Budget(Checked):
     """How long to search; it ends at whichever is spent first."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     trials: int | None = Field(default=None, ge=1)
     """Trials asked for."""
@@ -105,8 +104,15 @@ class Search(Workflow):
             raise ValueError("base: a search over searches is none; name another workflow's recipe")
         searchable = [name for name, each in members(Workflow).items() if each.figures is not Workflow.figures]
         if kind not in searchable:
+            if kind is None:
+                raise ValueError(f"base: `kind` is missing; allowed: {', '.join(searchable)}")
             raise ValueError(f"base: kind '{kind}' comes to no figures to search by; allowed: {', '.join(searchable)}")
+        aims = [objective.figure for objective in self.objectives]
+        if twice := next((aim for aim in aims if aims.count(aim) > 1), None):
+            raise ValueError(f"objectives: '{twice}' is given twice; give each figure once")
         self._require_validation_data()
+        with at_path("changes"):
+            _changed(self.base, self.changes)
         with at_path("sampler"):
             self.sampler.check(self.space, len(self.objectives))
         for place, parameters in enumerate(self.start):
@@ -128,6 +134,8 @@ class Search(Workflow):
         paths = [("changes", path) for path in self.changes]
         paths += [(f"space: {name}", path) for name, p in self.space.probes() for path, _ in self.space.fields(p)]
         for where, path in [*paths, *([("stopping.field", own.field)] if own is not None else [])]:
+            if where.startswith("space") and path in self.changes:
+                raise ValueError(f"changes: {path}: the space sets this field too; leave one of them out")
             if path == "split":
                 raise ValueError(f"{where}: split: a search looks at validation data, and at test data when it closes")
             if own is not None and own.paired and where != "changes" and MEASURED_ON.fullmatch(path):
@@ -168,14 +176,8 @@ class Search(Workflow):
         Raises:
             ValueError: a path leads nowhere.
         """
-        content = copy.deepcopy(self.base)
         fixed = {**self.changes, "split": "validation"}
-        for path, value in [*fixed.items(), *self.space.fields(parameters), *(fields or {}).items()]:
-            try:
-                set_field(content, path, copy.deepcopy(value))
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-        return content
+        return _changed(self.base, {**fixed, **dict(self.space.fields(parameters)), **(fields or {})})
 
     def workflow(self, parameters: Mapping[str, Any], fields: Mapping[str, Any] | None = None) -> Workflow:
         """The workflow of a trial.
@@ -213,3 +215,16 @@ class Search(Workflow):
     def report(self, finished: Sequence[Finished]) -> Report:
         """The front, and what the search cost."""
         return report_on(self, finished)
+
+
+def _changed(content: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a recipe's content with other fields, by dotted path.
+
+    Raises:
+        ValueError: a path leads nowhere.
+    """
+    changed = copy.deepcopy(dict(content))
+    for path, value in fields.items():
+        with at_path(path):
+            set_field(changed, path, copy.deepcopy(value))
+    return changed

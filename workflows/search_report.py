@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cluster.runs import Finished
-from search_spaces.goals import Objective
 from search_spaces.records import front_of, study_of
 from workflows.report import Curve, Page, Report
 from workflows.search_steps import computed
 
 if TYPE_CHECKING:
     from workflows.search import Search
+
+
+LISTED = 3
+"""Trials that were stopped, or failed, of which the report says why."""
+UNITS = {"latency": " (s per image)", "size": " (weights)"}
 
 
 def report_on(search: Search, finished: Sequence[Finished]) -> Report:
@@ -28,25 +32,36 @@ def report_on(search: Search, finished: Sequence[Finished]) -> Report:
     front.sort(key=lambda trial: -lead.sign * trial["figures"][lead.figure])
     tests = {entry["number"]: entry["test"] for entry in closed.get("front", ()) if "test" in entry}
     figures = _shown_figures(search)
+    tested = [
+        name
+        for name in figures
+        if any(tests.get(trial["number"], {}).get(name) != trial["figures"][name] for trial in front)
+    ]
     varied = sorted({name for trial in front for name in trial["parameters"]})
     return Report(
-        title="Search to " + " and ".join(f"{_verb(objective)} {objective.figure}" for objective in search.objectives),
-        columns=["trial", *_shortened(varied), *figures, *([f"{name} test" for name in figures] if tests else [])],
+        title=_title(search),
+        columns=[
+            "trial",
+            *_shortened(varied),
+            *(name + UNITS.get(name, "") for name in figures),
+            *([f"{name} test" for name in tested] if tests else []),
+        ],
         rows=[
             [
                 str(trial["number"]),
                 *(_word(trial["parameters"].get(name, "")) for name in varied),
                 *(_word(trial["figures"][name]) for name in figures),
-                *([_word(tests.get(trial["number"], {}).get(name, "failed")) for name in figures] if tests else []),
+                *([_word(tests.get(trial["number"], {}).get(name, "failed")) for name in tested] if tests else []),
             ]
             for trial in front
         ],
         results=[_result(search, trial, trial in front, tests) for trial in trials],
-        notes=_notes(search, trials, closed),
+        notes=_notes(search, trials, closed, [_task(step)["number"] for step in _notes_of(search, finished, "front")]),
         curves=_curves(search, trials, front),
         x_label="trial" if len(search.objectives) == 1 else search.objectives[-1].figure,
         y_label=lead.figure,
         linear=True,
+        replaces="trial-*.yaml",
         pages={
             "study.html": Page(partial(_page, search, trials), f"{search.key} {len(trials)}"),
             **{f"trial-{trial['number']:04d}.yaml": Page(partial(exported, search, trial)) for trial in front},
@@ -65,7 +80,7 @@ def _notes_of(search: Search, finished: Sequence[Finished], kind: str) -> list[F
     if not own:
         return []
     newest = max(own, key=lambda step: float(step.step.manifest["published"]))
-    return [step for step in own if step.kind == kind and _task(step)["code"] == _task(newest)["code"]]
+    return [step for step in own if step.kind == kind and _task(step).get("code") == _task(newest).get("code")]
 
 
 def _task(step: Finished) -> Mapping[str, Any]:
@@ -102,7 +117,9 @@ def _result(
     return result
 
 
-def _notes(search: Search, trials: Sequence[Mapping[str, Any]], closed: Mapping[str, Any]) -> list[str]:
+def _notes(
+    search: Search, trials: Sequence[Mapping[str, Any]], closed: Mapping[str, Any], closings: Sequence[int]
+) -> list[str]:
     states = Counter(trial["state"] for trial in trials)
     notes = [f"{len(trials)} trials: " + ", ".join(f"{count} {state}" for state, count in states.items())]
     alone, together = sum(trial["sample_steps"] for trial in trials), computed(trials)
@@ -111,30 +128,51 @@ def _notes(search: Search, trials: Sequence[Mapping[str, Any]], closed: Mapping[
             f"{together:,} sample-steps of training; the trials one by one are {alone:,}: "
             f"sharing saved {alone - together:,} ({(alone - together) / alone:.0%})"
         )
-    infeasible = sum(
-        any(constraint.violation(trial["figures"]) > 0 for constraint in search.constraints)
-        for trial in trials
-        if "figures" in trial
-    )
-    if infeasible:
-        bounds = " and ".join(map(str, search.constraints))
-        notes.append(f"{infeasible} of the complete trials do not keep to {bounds}")
+    notes += _constraint_notes(search, [trial for trial in trials if "figures" in trial])
     if "audit" in closed:
-        notes.append(_audit_note(closed["audit"]))
-    notes += [f"trial {trial['number']} failed ({trial['cause']}): {trial['message']}" for trial in _failed(trials)[:3]]
-    notes.append("searched by figures on validation data; those on test data were looked at once, for the front alone")
+        notes.append(_audit_note(closed["audit"], "best" if len(search.objectives) == 1 else "on the front"))
+    for state, why in (("stopped", _why_stopped), ("failed", _why_failed)):
+        found = [trial for trial in trials if trial["state"] == state]
+        notes += [why(trial) for trial in found[:LISTED]]
+        notes += [f"{len(found) - LISTED} more {state}: results.json"] if len(found) > LISTED else []
+    notes.append(_test_note(sorted(set(closings))))
     return notes
 
 
-def _audit_note(audit: Mapping[str, Any]) -> str:
+def _constraint_notes(search: Search, complete: Sequence[Mapping[str, Any]]) -> list[str]:
+    violated = [
+        max((bound.violation(trial["figures"]) for bound in search.constraints), default=0) for trial in complete
+    ]
+    outside = sum(violation > 0 for violation in violated)
+    bounds = " and ".join(map(str, search.constraints))
+    if outside and outside == len(complete):
+        nearest = complete[violated.index(min(violated))]
+        figures = ", ".join(f"{bound.figure} {_word(nearest['figures'][bound.figure])}" for bound in search.constraints)
+        return [f"no trial keeps to {bounds}; the nearest is trial {nearest['number']}: {figures}"]
+    return [f"{outside} of the complete trials do not keep to {bounds}"] if outside else []
+
+
+def _audit_note(audit: Mapping[str, Any], what: str) -> str:
     return (
-        f"{audit['wrong']} of {audit['of']} stopped trials that were run to their end would have been on the front "
+        f"{audit['wrong']} of {audit['of']} stopped trials that were run to their end would have been {what} "
         f"(95 % interval of the rate of wrong stops {audit['low']:.0%} to {audit['high']:.0%})"
     )
 
 
-def _failed(trials: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [trial for trial in trials if trial["state"] == "failed"]
+def _why_stopped(trial: Mapping[str, Any]) -> str:
+    return f"trial {trial['number']} was stopped at {trial['stopped_at']}: {trial['because']}"
+
+
+def _why_failed(trial: Mapping[str, Any]) -> str:
+    return f"trial {trial['number']} failed ({trial['cause']}): {trial['message']}"
+
+
+def _test_note(closings: Sequence[int]) -> str:
+    said = "searched by figures on validation data"
+    if len(closings) > 1:
+        times = ", ".join(map(str, closings[:-1])) + f" and {closings[-1]}"
+        return f"{said}; test data were looked at {len(closings)} times, for the fronts after {times} trials"
+    return f"{said}; test data are looked at for the front alone, when the search closes"
 
 
 def _shown_figures(search: Search) -> list[str]:
@@ -145,22 +183,28 @@ def _shown_figures(search: Search) -> list[str]:
 
 def _curves(search: Search, trials: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """Of one objective its course; of several the first over the last."""
-    y, x = search.objectives[0].figure, search.objectives[-1].figure
+    y, x = search.objectives[0], search.objectives[-1]
     alone = len(search.objectives) == 1
 
     def points(shown: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
-        return [(trial["number"] if alone else _reached(trial)[x], _reached(trial)[y]) for trial in shown]
+        return [(trial["number"] if alone else _reached(trial)[x.figure], _reached(trial)[y.figure]) for trial in shown]
 
-    scattered = {"linestyle": "", "marker": "o", "markersize": 5, "color": "C7"}
+    def states(state: str) -> Iterable[Mapping[str, Any]]:
+        return (trial for trial in trials if trial["state"] == state)
+
+    # Between two trials of a front there is none: what is known is a staircase, drawn from the right to the left.
+    stairs = {"color": "C2", "drawstyle": "steps-post" if x.maximise else "steps-pre"}
     return [
-        Curve("trials", points(trial for trial in trials if trial["state"] == "complete"), scattered),
-        Curve(
-            "stopped, at their rung",
-            points(trial for trial in trials if trial["state"] == "stopped"),
-            {**scattered, "marker": "x", "color": "C3"},
-        ),
-        Curve("best" if alone else "front", points(front), {"color": "C2", "marker": "o"}),
+        Curve("trials", points(states("complete")), {"marker": "o", "markersize": 5, "color": "C7"}, scattered=True),
+        Curve("stopped, at their rung", points(states("stopped")), {"marker": "x", "color": "C3"}, scattered=True),
+        Curve("best" if alone else "front", points(front), {"marker": "o", "color": "C2"}, scattered=True),
+        *([Curve("", points(front), stairs)] if len(search.objectives) == 2 else []),
     ]
+
+
+def _differs(trial: Mapping[str, Any], tests: Mapping[int, Mapping[str, float]], name: str) -> bool:
+    """Whether a figure is another one on test data; sparsity, say, is not."""
+    return bool(tests.get(trial["number"], {}).get(name) != trial["figures"][name])
 
 
 def _reached(trial: Mapping[str, Any]) -> Mapping[str, float]:
@@ -172,11 +216,13 @@ def _reached(trial: Mapping[str, Any]) -> Mapping[str, float]:
 def _page(search: Search, trials: Sequence[Mapping[str, Any]]) -> bytes:
     from search_spaces.page import study_page  # plotly takes a moment, and most commands draw nothing
 
-    return study_page(study_of(trials, search.space, search.objectives, search.constraints), search.key[:12]).encode()
+    title = f"{_title(search)} ({search.key[:12]})"
+    return study_page(study_of(trials, search.space, search.objectives, search.constraints), title).encode()
 
 
-def _verb(objective: Objective) -> str:
-    return "maximise" if objective.maximise else "minimise"
+def _title(search: Search) -> str:
+    aims = (f"{'maximise' if goal.maximise else 'minimise'} {goal.figure}" for goal in search.objectives)
+    return "Search to " + " and ".join(aims)
 
 
 def _shortened(paths: Sequence[str]) -> list[str]:
@@ -192,4 +238,6 @@ def _shortened(paths: Sequence[str]) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"

@@ -158,7 +158,7 @@ class Searching:
             "steps": steps,
         }
         files = {OUTCOMES: outcomes_to_bytes(rungs)} if rungs else {}
-        sources = {"ask": ask, **{f"step{place}": key for place, key in enumerate(steps)}}
+        sources = {"ask": ask, **{f"step{place:04d}": key for place, key in enumerate(steps)}}
         await flow.step(Trial(self._search, number, lambda: Found(record, files, sources)))
         return Told(record, rungs)
 

@@ -43,6 +43,15 @@ def test_a_truncated_file_is_put_aside_and_written_anew(study: Path, part: float
     assert again.bring_up(trials(61)) == ""
 
 
+def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my thesis " * 1000)
+    with pytest.raises(ProjectionFailed, match=r"notes\.txt is a file of another kind"):
+        projection(f"sqlite:///{notes}").bring_up(trials(3))
+    assert notes.read_text() == "my thesis " * 1000
+    assert not list(tmp_path.glob("*damaged*"))
+
+
 def test_an_empty_file_is_filled(study: Path) -> None:
     study.write_bytes(b"")
     assert projection(f"sqlite:///{study}").bring_up(trials(60)) == ""

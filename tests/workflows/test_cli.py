@@ -87,8 +87,8 @@ def small(**train: Any) -> dict[str, Any]:
         (small(gpus=64), "train.gpus: 64 asked for, but this machine has "),
         (small(threads=4096), "train.threads: 4096 asked for, but this machine has "),
         ("kind: [imp", "recipe small.yaml, line 1: not YAML: "),
-        ("- imp", "recipe small.yaml: a recipe is a mapping with a `kind`, not list"),
-        ("", "recipe small.yaml: a recipe is a mapping with a `kind`, not NoneType"),
+        ("- imp", "recipe small.yaml: a recipe is a mapping with a `kind`, not a list"),
+        ("", "recipe small.yaml: a recipe is a mapping with a `kind`, not an empty file"),
     ],
     ids=lambda value: value.split(":")[1].strip()[:20] if isinstance(value, str) and ":" in value else None,
 )

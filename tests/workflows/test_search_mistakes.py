@@ -74,6 +74,18 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"stopping": {"kind": "dominated", "field": "level", "rungs": [1]}},
         "stopping: level: unknown field; did you mean 'levels'?",
     ),
+    "one figure as two objectives": (
+        {"objectives": [{"maximise": "clean"}, {"minimise": "clean"}]},
+        "objectives: 'clean' is given twice",
+    ),
+    "a mistyped direction": ({"objectives": [{"maximize": "clean"}]}, "did you mean 'maximise'?"),
+    "a mistyped budget": ({"budget": {"trails": 3}}, "did you mean 'trials'?"),
+    "a field set twice": ({"changes": {"levels": 2}}, "changes: levels: the space sets this field too"),
+    "a change that leads nowhere": ({"changes": {"levels.more": 2}}, "changes: levels.more: 'levels' holds a value"),
+    "a rung of another schedule": (
+        {"stopping": {"kind": "dominated", "field": "train.epochs", "rungs": [1]}},
+        "stopping: field: train.epochs: a training of fewer epochs is another training",
+    ),
     "a split that is searched over": (
         {"space": space(split={"choice": ["validation", "test"]})},
         "space: split: split: a search looks at validation data",

@@ -22,7 +22,7 @@ from tasks.training.train import Train
 from tests.workflows.conftest import Inline, drive, record_run
 from tests.workflows.searches import CHAIN, fronts, load_search, searched, told
 from workflows.command.launch import Options, _Driver, plan_of
-from workflows.search_steps import OUTCOMES, Spending
+from workflows.search_steps import OUTCOMES, Note, Spending
 from workflows.stopping import wrong_stops
 
 DOMINATED = {"kind": "dominated", "field": "levels", "rungs": [1], "warm_up": 1}
@@ -205,3 +205,30 @@ def test_a_stopped_trial_that_failed_later_counts_as_rightly_stopped() -> None:
     best = [Objective(maximise="clean")]
     assert wrong_stops(best, [None, {"clean": 0.9}], [{"clean": 0.5}])["wrong"] == 1
     assert wrong_stops(best, [None, {"clean": 0.1}], [{"clean": 0.5}])["of"] == 2
+
+
+def test_a_driver_that_dies_before_any_of_its_notes_leaves_nothing_out(
+    tmp_path: Path, disk: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"stopping": DOMINATED, "budget": {"trials": 4}}
+    run, _ = searched(disk, tmp_path, **changes)
+    before, closing = told(disk, run), fronts(disk, run)
+    put_down = Note.run
+    for death in (1, 2, 5, 8):  # of nine
+        for kind in ("ask", "trial", "front"):
+            for key in notes(disk, run, kind):
+                forget(disk, key)
+        left = iter(range(death))
+
+        def dying(self: Note, context: Any, left: Any = left, **inputs: Any) -> Result:
+            if context is not None and next(left, None) is None:  # a plan looks without a context
+                raise StoreError("dead")
+            return put_down(self, context, **inputs)
+
+        monkeypatch.setattr(Note, "run", dying)
+        _, died = drive(disk, load_search(tmp_path, **changes), tmp_path / "out")
+        monkeypatch.setattr(Note, "run", put_down)
+        run, code = drive(disk, load_search(tmp_path, **changes), tmp_path / "out")
+        assert (died, code) == (3, 0)
+        assert told(disk, run) == before
+        assert fronts(disk, run) == closing

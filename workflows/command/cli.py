@@ -310,7 +310,7 @@ def _launch(recipe: Recipe, options: Options, as_json: bool, stop_if_asked: Call
             }
         )
     else:
-        if ended.report and ended.report.rows:
+        if ended.report and ended.report.results:
             _print_view(ended.report.view())
         for path in ended.files:
             _print_line(out, f"wrote {path}")

@@ -108,11 +108,11 @@ def plan_table(recipe: Recipe, plan: Plan) -> Group:
     line = f"run {run_id_of(recipe)}: {len(plan.steps)} steps, {len(plan.stored)} stored, {len(plan.to_run)} to run"
     if saved := _saved(plan):
         line += f"; what is stored saves {saved:,} sample-steps of training"
-    shared = _shared(plan)
-    if shared["steps"] or shared["sample_steps_saved"]:
+    if trials := {step.handle.at["trial"] for step in plan.steps if "trial" in step.handle.at}:
+        shared = _shared(plan)
         line += (
-            f"; {shared['steps']} steps serve several of the trials under way, and that trials share steps has saved "
-            f"{shared['sample_steps_saved']:,} of these so far"
+            f"\n{len(trials)} trials are known so far: what is asked next depends on results. {shared['steps']} of "
+            f"these steps serve several; sharing has saved {shared['sample_steps_saved']:,} sample-steps so far"
         )
     return Group(table, Text(line))
 
@@ -172,7 +172,7 @@ def run_view(store: Store, run_id: str) -> Group:
     report, trouble = standing.report()
     if trouble:
         parts.append(Text(f"no results: {trouble}"))
-    elif report is not None and report.rows:
+    elif report is not None and report.results:
         parts += report.view().renderables
     return Group(*parts)
 
@@ -329,7 +329,10 @@ def _state_line(record: Mapping[str, Any]) -> str:
 
 
 def _saved(plan: Plan) -> int:
-    return sum(int(step.published.metrics.get("sample_steps", 0)) for step in plan.stored if step.published)
+    """Sample-steps of what is stored, those that trials rest on included, each step counted once."""
+    stored = [step.published for step in plan.stored if step.published is not None]
+    steps = {step.key: int(step.metrics.get("sample_steps", 0)) for step in stored if "steps" not in step.metrics}
+    return computed([{"steps": steps}, *(step.metrics for step in stored if "steps" in step.metrics)])
 
 
 def _shared(plan: Plan) -> dict[str, int]:

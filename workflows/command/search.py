@@ -30,7 +30,8 @@ def loaded_search(
         BadRequest: neither or both are given, or it is no search.
     """
     if bool(name) == bool(go_on):
-        raise BadRequest("give a recipe, or --resume STUDY to go on with a search")
+        both = ", not both" if name else ""
+        raise BadRequest(f"give a recipe, or --resume STUDY to go on with a search{both}")
     if go_on and overrides:
         raise BadRequest("--set changes what is searched, and so makes another search; --resume takes --trials alone")
     recipe = recorded_recipe(store(), go_on) if go_on else load_recipe(name, overrides)

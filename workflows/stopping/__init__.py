@@ -55,11 +55,17 @@ class Stopping(Component):
         return self
 
     def check(self, objectives: int) -> None:
-        """Finds out whether it can compare by so many objectives.
+        """Finds out whether it can compare by so many objectives, at such rungs.
 
         Raises:
             ValueError: it cannot.
         """
+        path, _, last = self.field.rpartition(".")
+        if last == "epochs":
+            raise ValueError(
+                f"field: {self.field}: a training of fewer epochs is another training, with another schedule; set "
+                f"{path + '.' if path else ''}stop_at, which stops the same one after so many steps"
+            )
         if self.single and objectives > 1:
             raise ValueError(
                 f"{kind_of(type(self))} compares trials by one objective, and here are {objectives}; allowed: dominated"
