@@ -10,6 +10,7 @@ import torch
 from search_spaces.space import shipped_spaces
 from tasks.models.initialise import initialise
 from tasks.models.robust_wide_resnet import RobustWideResNet
+from tasks.training.train import Train
 from workflows.command.recipe import load_recipe
 from workflows.content import read_content, shipped_recipes
 from workflows.evaluate import EvaluateModels
@@ -59,15 +60,17 @@ def test_deeper_trials_of_the_same_training_share_its_chain() -> None:
     assert short.model_copy(update={"levels": 8}) == deep
 
 
-@pytest.mark.parametrize("parameters", assignments("search-architecture"))
-def test_every_candidate_takes_its_images(parameters: dict[str, Any]) -> None:
-    workflow = search("search-architecture").workflow(parameters)
-    assert isinstance(workflow, EvaluateModels)
-    candidate = workflow.models["candidate"]
-    architecture = candidate.model_dump()["architecture"]
-    network = initialise(RobustWideResNet.model_validate(architecture), candidate.data.signature(), 0).eval()  # type: ignore[union-attr]
-    with torch.no_grad():
-        assert network(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+def test_every_candidate_takes_its_images() -> None:
+    found = search("search-architecture")
+    for parameters in assignments("search-architecture"):
+        workflow = found.workflow(parameters)
+        assert isinstance(workflow, EvaluateModels)
+        candidate = workflow.models["candidate"]
+        assert isinstance(candidate, Train)
+        assert isinstance(candidate.architecture, RobustWideResNet)
+        network = initialise(candidate.architecture, candidate.data.signature(), 0).eval()
+        with torch.no_grad():
+            assert network(torch.zeros(1, 1, 28, 28)).shape == (1, 10), parameters
 
 
 def test_the_architecture_search_begins_at_the_published_rule() -> None:
