@@ -10,15 +10,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial
 from pydantic import Field, ValidationError, model_validator
 
 from search_spaces.checked import Checked, mistakes, nearest, one_line_each
 from search_spaces.dimensions import AnyDimension, Choice, Dimension, Ints, Value
+from search_spaces.shelf import Shelf
 
-SHIPPED = files("search_spaces")
+SPACES = Shelf("space", "`parameters`", files("search_spaces"))
+shipped_spaces = SPACES.names
 
 
 class Space(Checked):
@@ -37,7 +38,7 @@ class Space(Checked):
         if isinstance(given, Mapping):
             where, content = "space", given
         else:
-            where, content = f"space {given}", _read(given)
+            where, content = f"space {given}", SPACES.read(str(given))
         try:
             return cls.model_validate(content)
         except ValidationError as error:
@@ -239,15 +240,6 @@ class Space(Checked):
         )
 
 
-def shipped_spaces() -> dict[str, str]:
-    """The spaces that come with hedgerow: name and first comment line."""
-    found = {}
-    for entry in sorted(SHIPPED.iterdir(), key=lambda entry: entry.name):
-        if entry.name.endswith(".yaml"):
-            found[entry.name.removesuffix(".yaml")] = entry.read_text().splitlines()[0].lstrip("# ")
-    return found
-
-
 def _suggested(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:
     match distribution:
         case IntDistribution(low=low, high=high, step=step, log=log):
@@ -256,24 +248,3 @@ def _suggested(trial: BaseTrial, name: str, distribution: BaseDistribution) -> A
             return trial.suggest_float(name, lowest, highest, step=size, log=log)
         case CategoricalDistribution(choices=choices):
             return trial.suggest_categorical(name, choices)
-
-
-def _read(given: str | Path) -> Mapping[str, Any]:
-    named = isinstance(given, str) and "/" not in given and not given.endswith((".yaml", ".yml"))
-    source = SHIPPED / f"{given}.yaml" if named else Path(given)
-    if named and not source.is_file():
-        raise ValueError(
-            f"no space is called '{given}'; {nearest(given, shipped_spaces())}; or give a path to a .yaml file"
-        )
-    try:
-        content = yaml.safe_load(source.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise ValueError(f"space {given}: cannot be read: {reason}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"space {given}{where}: not YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
-    if not isinstance(content, Mapping):
-        raise ValueError(f"space {given}: a space is a mapping with `parameters`, not {type(content).__name__}")
-    return content

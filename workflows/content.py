@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import core_schema
 
+from search_spaces.shelf import Shelf
+
 SHIPPED = files("workflows") / "recipes"
+RECIPES = Shelf("recipe", "a `kind`", SHIPPED)
+shipped_recipes = RECIPES.names
+read_content = RECIPES.read
 
 
 class OrName:
@@ -37,48 +39,6 @@ class OrName:
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return {"anyOf": [self._schema, handler(schema)]}
-
-
-def shipped_recipes() -> dict[str, str]:
-    """The recipes that come with hedgerow: name and first comment line."""
-    found = {}
-    for entry in sorted(SHIPPED.iterdir(), key=lambda entry: entry.name):
-        if entry.name.endswith(".yaml"):
-            found[entry.name.removesuffix(".yaml")] = entry.read_text().splitlines()[0].lstrip("# ")
-    return found
-
-
-def read_content(name: str) -> dict[str, Any]:
-    """What a recipe says.
-
-    Args:
-        name: of a shipped recipe, or the path of a .yaml file.
-
-    Raises:
-        ValueError: there is no such recipe, or it is none.
-    """
-    looks_like_path = "/" in name or name.endswith((".yaml", ".yml"))
-    source = Path(name) if looks_like_path else SHIPPED / f"{name}.yaml"
-    if not looks_like_path and not source.is_file():
-        known = list(shipped_recipes())
-        close = get_close_matches(name, known, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise ValueError(
-            f"no recipe is called '{name}'; {hint}shipped: {', '.join(known)}; or give a path to a .yaml file"
-        )
-    try:
-        content = yaml.safe_load(source.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise ValueError(f"recipe {name}: cannot be read: {reason}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"recipe {name}{where}: not YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
-    if not isinstance(content, dict):
-        found = "an empty file" if content is None else f"a {type(content).__name__}"
-        raise ValueError(f"recipe {name}: a recipe is a mapping with a `kind`, not {found}")
-    return content
 
 
 def set_field(content: dict[str, Any], path: str, value: Any) -> None:

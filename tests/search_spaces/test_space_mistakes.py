@@ -118,7 +118,7 @@ def test_a_mistyped_section_is_named() -> None:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ("- a\n", "a space is a mapping with `parameters`, not list"),
+        ("- a\n", "a space is a mapping with `parameters`, not a list"),
         ("a: [1\n", "line 2: not YAML"),
         ("parameters:\n  a: {int: [8, 2]}\n", "parameters.a.int: the range from 8 to 2 is empty"),
     ],
@@ -134,5 +134,5 @@ def test_a_mistaken_file_is_named(tmp_path: Path, content: str, line: str) -> No
 def test_a_missing_file_and_an_unknown_name_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.yaml: cannot be read: No such file"):
         Space.load(tmp_path / "absent.yaml")
-    with pytest.raises(ValueError, match=r"no space is called 'sparsity-budgte'; .*allowed: .*path to a \.yaml file"):
+    with pytest.raises(ValueError, match=r"no space is called 'sparsity-budgte'; .*shipped: .*path to a \.yaml file"):
         Space.load("sparsity-budgte")
