@@ -123,6 +123,11 @@ class Searching:
             return None
         if study.asked == number:  # it was found, not suggested just now
             study.replay(parameters)
+        elif study.parameters(number) != parameters:
+            raise ValueError(
+                f"trial {number} was asked with {parameters} by another driver, and with {study.parameters(number)} by "
+                "this one: drivers of one study need one version of Optuna"
+            )
         return self._trial(here, number, parameters, ask.key, self._peers())
 
     async def _known(self, flow: Flow, number: int) -> Told | None:
