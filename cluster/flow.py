@@ -24,7 +24,7 @@ class Handle:
     """Where in the workflow it stands (replicate, level, ...): for people, no part of its identity."""
     key: str
     prefix: Handle | None = field(default=None, repr=False)
-    """A shorter step of the same work: an attempt may go on from its `checkpoint`, to the very same bytes."""
+    """A shorter step of the same work: an attempt may go on from its `progress.state`, to the very same bytes."""
     askers: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
     """The places that asked for it, each as often as it did."""
     result: asyncio.Future[Published] = field(init=False, repr=False)

@@ -23,6 +23,9 @@ PREFIX = re.compile(r"[0-9a-f]{4,64}")
 """A step's key, or so much of its beginning that it says something."""
 
 
+CHECKPOINT = "checkpoint"
+
+
 class Fenced(RuntimeError):
     """A newer lease on the same step exists: this holder was given up and must not publish."""
 
@@ -203,8 +206,13 @@ class Ledger:
 
         Raises:
             Fenced: a newer holder exists, or another's publication stands.
+            ValueError: a file has the name of the checkpoints, which go when the step is done.
             StoreError: the store does not take a file; those that it took are removed, for a disk may be full of them.
         """
+        if CHECKPOINT in files:
+            raise ValueError(
+                f"a file called '{CHECKPOINT}' would go with the step's own checkpoints: name it otherwise"
+            )
         entries: dict[str, dict[str, Any]] = {}
         try:
             for name, data in sorted(files.items()):
@@ -296,7 +304,7 @@ def _lease_path(key: str, fence: int) -> str:
 
 
 def _checkpoint_path(key: str, fence: int) -> str:
-    return f"{folder_of(key)}/{fence:04d}/checkpoint"
+    return f"{folder_of(key)}/{fence:04d}/{CHECKPOINT}"
 
 
 def _json(record: Mapping[str, Any]) -> bytes:

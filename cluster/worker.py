@@ -19,6 +19,9 @@ from cluster.ledger import Damaged, Fenced, Lease, Ledger, folder_of
 from cluster.step import Runnable
 from cluster.store import Store, StoreError
 
+STATE = "progress.state"
+"""The file of a shorter step from which a longer one may go on."""
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -160,7 +163,7 @@ class _Heart:
         """The checkpoint of the prefix; where it is missing or damaged the step is computed from its beginning."""
         try:
             prefix = self._ledger.find(self._order.prefix) if self._order.prefix is not None else None
-            return prefix.read("checkpoint") if prefix is not None else None
+            return prefix.read(STATE) if prefix is not None else None
         except (KeyError, Damaged):
             return None
 

@@ -15,7 +15,7 @@ from torch import nn, optim
 
 from tasks.pruning.mask import Mask
 
-CHECKPOINT = "checkpoint"
+STATE = "progress.state"
 """The file of a rewind point that holds the state which longer trainings may go on from."""
 FORMAT = 4
 """Rises when `unpack` can no longer read what an older `pack` wrote."""

@@ -22,7 +22,7 @@ from tasks.pruning.mask import Enforcer, Mask
 from tasks.pruning.sparsifiers import Stage
 from tasks.seeds import seed_of
 from tasks.task import Context, Result, Stored
-from tasks.training.checkpoint import CHECKPOINT, Best, Progress, Stale, unpack
+from tasks.training.checkpoint import STATE, Best, Progress, Stale, unpack
 from tasks.training.guard import Guard
 from tasks.training.loop import Loop, compiled
 from tasks.training.robust_validation import RobustValidation
@@ -123,7 +123,7 @@ class Run:
         left = loop.run(progress, self.stop, self._after_step, context)
         result = self._result(progress)
         if 0 < self.stop < self.total:
-            result.files[CHECKPOINT] = left or loop.state(progress)
+            result.files[STATE] = left or loop.state(progress)
         return result
 
     def _known(self, saved: bytes | None) -> Progress | None:

@@ -162,6 +162,17 @@ def test_what_was_published_is_found_with_its_metrics_and_files(store: Store) ->
         found.read("three.bin")
 
 
+def test_a_file_cannot_take_the_name_of_the_checkpoints_that_go_when_a_step_is_done(store: Store) -> None:
+    ledger = Ledger(store)
+    lease = take(ledger)
+    with pytest.raises(ValueError, match="a file called 'checkpoint' would go with the step's own"):
+        ledger.publish(lease, {"checkpoint": b"state"}, {"metrics": {}})
+    ledger.save_checkpoint(lease, b"own")
+    published = ledger.publish(lease, {"progress.state": b"state"}, {"metrics": {}})
+    ledger.drop_checkpoints(lease)
+    assert published.read("progress.state") == b"state"
+
+
 def test_a_zombie_can_neither_publish_nor_save_nor_touch_the_newer_result(store: Store) -> None:
     ledger = Ledger(store)
     zombie = take(ledger, "zombie")

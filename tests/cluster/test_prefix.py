@@ -25,7 +25,7 @@ class Climb(Toy):
 
     end: int
     trace: str
-    leaves: str = "checkpoint"
+    leaves: str = "progress.state"
     height: int | None = None
 
     def run(self, context: Any, **inputs: Any) -> Made:
@@ -70,8 +70,8 @@ def tear(path: str, store: Store) -> None:
 
 
 DAMAGE: dict[str, Callable[[Published, Store], None]] = {
-    "torn": lambda prefix, store: tear(prefix.manifest["files"]["checkpoint"]["path"], store),
-    "missing": lambda prefix, store: store.delete([prefix.manifest["files"]["checkpoint"]["path"]]),
+    "torn": lambda prefix, store: tear(prefix.manifest["files"]["progress.state"]["path"], store),
+    "missing": lambda prefix, store: store.delete([prefix.manifest["files"]["progress.state"]["path"]]),
     "torn-manifest": lambda prefix, store: tear(f"{folder_of(prefix.key)}/manifest.json", store),
     "never-published": lambda prefix, store: store.delete([f"{folder_of(prefix.key)}/manifest.json"]),
 }
@@ -84,7 +84,7 @@ def test_a_prefix_that_is_damaged_or_gone_is_not_missed(disk: Store, trace: Path
     DAMAGE[how](prefix, disk)
     whole = climbed(disk, Climb(5, str(trace)), prefix=prefix.key)
     assert noted(trace) == [0, 1, 2, 3, 4]
-    assert (whole.metrics, whole.read("checkpoint")) == ({"count": 5}, b"5")
+    assert (whole.metrics, whole.read("progress.state")) == ({"count": 5}, b"5")
 
 
 def test_a_prefix_without_a_checkpoint_is_none(disk: Store, trace: Path) -> None:
@@ -150,4 +150,4 @@ def test_a_prefix_is_no_part_of_the_name_and_of_the_result(disk: Store, trace: P
     going_on = climbed(disk, Climb(5, str(trace)), prefix=prefix.key)
     for name in ("key", "task", "inputs", "metrics"):
         assert going_on.manifest[name] == whole.manifest[name]
-    assert going_on.manifest["files"]["checkpoint"]["sha256"] == whole.manifest["files"]["checkpoint"]["sha256"]
+    assert going_on.manifest["files"]["progress.state"]["sha256"] == whole.manifest["files"]["progress.state"]["sha256"]

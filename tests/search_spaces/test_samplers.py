@@ -1,3 +1,5 @@
+"""What samplers suggest, and what they refuse."""
+
 import re
 from collections import Counter
 from statistics import median

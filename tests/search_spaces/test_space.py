@@ -1,3 +1,5 @@
+"""Spaces: what they suggest, set and list."""
+
 import json
 import math
 from pathlib import Path

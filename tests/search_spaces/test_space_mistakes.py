@@ -1,3 +1,5 @@
+"""Mistaken spaces: each is one line at its place."""
+
 from pathlib import Path
 from typing import Any
 

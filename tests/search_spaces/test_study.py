@@ -1,3 +1,5 @@
+"""Studies: results told, trials looked at, fronts."""
+
 import math
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""Interrupted studies ask what uninterrupted ones ask."""
+
 import json
 from collections.abc import Mapping, Sequence
 from time import perf_counter

@@ -186,7 +186,7 @@ def test_being_watched_changes_no_weight(fields: dict[str, Any]):
     watched = trained(
         toy(objective=OBJECTIVE, robust_validation=RobustValidation(), guard=Guard(every=2, drop=0.9), **fields)
     )
-    for file in plain.files.keys() - {"history.jsonl", "best.safetensors", "checkpoint"}:
+    for file in plain.files.keys() - {"history.jsonl", "best.safetensors", "progress.state"}:
         assert watched.read(file) == plain.read(file), file
     shared = [
         {name: value for name, value in entry.items() if name != "validation_robust_accuracy"}

@@ -30,7 +30,7 @@ ENDS = (1, 4, 6, 12, 13, 17)
 
 def left_by(task: Train, k: int, **inputs: Any) -> bytes:
     """What the same training leaves that ends after `k` steps."""
-    return trained(task.model_copy(update={"stop_at": k}), **inputs).read("checkpoint")
+    return trained(task.model_copy(update={"stop_at": k}), **inputs).read("progress.state")
 
 
 def by_weights_alone(self: Trial, model: torch.nn.Module) -> tuple[float, int]:
@@ -95,7 +95,7 @@ def test_a_sparse_training_from_a_rewind_point_goes_on_too():
 def test_a_rewind_point_goes_on_from_an_earlier_one_and_leaves_the_same():
     task = toy(architecture=Tiny(norm=True), stop_at=15)
     straight = task.run(Watch())
-    assert "checkpoint" in straight.files
+    assert "progress.state" in straight.files
     for k in (2, 6, 14):
         assert task.run(Watch(left_by(task, k))) == straight
 
@@ -105,7 +105,7 @@ def test_interruptions_before_and_after_change_nothing():
     short = task.model_copy(update={"stop_at": 9})
     left = left_by(task, 9)
     for saves in range(1, 10):
-        assert resumed(short, [saves], {}).files["checkpoint"] == left, f"interrupted after {saves} steps"
+        assert resumed(short, [saves], {}).files["progress.state"] == left, f"interrupted after {saves} steps"
     straight = task.run(Watch())
     for saves in range(1, 11):
         watch = Watch(left, saves)
@@ -124,9 +124,9 @@ def test_no_step_is_taken_twice():
 
 
 def test_only_a_rewind_point_within_the_schedule_leaves_its_state():
-    assert "checkpoint" in trained(toy(stop_at=1)).files
+    assert "progress.state" in trained(toy(stop_at=1)).files
     for fields in ({}, {"stop_at": 0}, {"stop_at": 18}):
-        assert "checkpoint" not in trained(toy(**fields)).files
+        assert "progress.state" not in trained(toy(**fields)).files
 
 
 def test_what_a_shorter_training_leaves_is_the_same_in_every_order_of_slots():
@@ -134,7 +134,7 @@ def test_what_a_shorter_training_leaves_is_the_same_in_every_order_of_slots():
     optimizer = Adam(learning_rate=0.01)
     start = trained(toy(optimizer=optimizer, stop_at=4))
     task = toy(optimizer=optimizer, stop_at=9, rewind_optimizer=True)
-    assert len({task.run(Watch(), start=start).files["checkpoint"] for _ in range(4)}) == 1
+    assert len({task.run(Watch(), start=start).files["progress.state"] for _ in range(4)}) == 1
 
 
 @pytest.mark.parametrize("early", [False, True], ids=["at-its-end", "out-of-patience"])

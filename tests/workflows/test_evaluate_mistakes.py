@@ -86,7 +86,7 @@ STORED = {"kind": "stored", "step": "abcd"}
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"models": {}}, "recipe small: models: Dictionary should have at least 1 item"),
+        ({"models": {}}, "recipe small: models: Should have at least 1 item"),
         ({"models": {"A b": TRAIN}}, "recipe small: models.A b.[key]: String should match pattern"),
         ({"models": {"trained": TRAIN}}, "recipe small: no model can be called 'trained'"),
         ({"models": {"mine": {"step": "abcd"}}}, "models.mine: `kind` is missing; allowed: train, import-weights, st"),
@@ -128,7 +128,7 @@ STORED = {"kind": "stored", "step": "abcd"}
             {"models": {"one": {**TRAIN, "data": {"kind": "mnist-mini", "validation": 10000}}}, "attacks": ["fgsm"]},
             "recipe small: models.one: too few training examples: `validation` = 10000",
         ),
-        ({"severities": []}, "recipe small: severities: Tuple should have at least 1 item"),
+        ({"severities": []}, "recipe small: severities: Should have at least 1 item"),
         ({"severities": [2, 1]}, "recipe small: corruptions of one: severities must rise"),
         (
             {"corruptions": ["fog", "fog"]},

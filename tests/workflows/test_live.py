@@ -124,7 +124,8 @@ def test_a_line_tells_robust_accuracy_where_there_is_one_radius() -> None:
     def line(*epsilons: float) -> str:
         robust = [{"epsilon": epsilon, "accuracy": 0.5} for epsilon in epsilons]
         metrics = {"clean": {"accuracy": 0.75}, "robust": robust}
-        return live.headline(Published("0" * 64, {"metrics": metrics}, Store.open("memory://")))
+        manifest = {"task": {"kind": "evaluate"}, "metrics": metrics}
+        return live.headline(Published("0" * 64, manifest, Store.open("memory://")))
 
     assert line(0.1) == "clean/accuracy 0.7500  robust/0.1/accuracy 0.5000"
     assert line(0.1, 0.2) == line() == "clean/accuracy 0.7500"
