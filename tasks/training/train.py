@@ -146,8 +146,8 @@ class Train(Task):
             `sample_steps` (examples seen here times forward-backward passes), `density` and `parameters`, `digest`.
             Files: `weights.safetensors` (last), `best.safetensors` (highest validation accuracy, the earliest of
             equals), `history.jsonl`, `mask.safetensors` under a mask, and at a rewind point `optimizer.safetensors`,
-            `memory.safetensors` if the objective remembers anything, and `progress.state`: the same training with a later
-            `stop_at`, or none, may be given that as its saved state, and ends with the same bytes as without it.
+            `memory.safetensors` if the objective remembers anything, and `progress.state`: the same training with a
+            later `stop_at`, or none, may be given that as its saved state, and ends with the same bytes as without it.
 
             With `robust_validation`, `best` has the highest robust accuracy, and it and `last` a `robust_accuracy`.
             With it or `guard`, `selection_steps` are the images that went through the network for them. A training
