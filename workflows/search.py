@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from optuna.trial import FrozenTrial
 from pydantic import Field, TypeAdapter, model_validator
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from cluster.flow import Flow
 from cluster.runs import Finished
@@ -208,9 +209,9 @@ class Search(Workflow):
         return frozen_trial(self.space, self.objectives, self.constraints, number, metrics["parameters"], told)
 
     def so_far(self, notes: Sequence[Finished]) -> RenderableType | None:
-        """The front."""
+        """The front, and how many trials are told."""
         report = report_on(self, notes)
-        return report.table() if report.rows else None
+        return Group(*([report.table()] if report.rows else []), Text(report.notes[0])) if report.results else None
 
     def report(self, finished: Sequence[Finished]) -> Report:
         """The front, and what the search cost."""
