@@ -1,8 +1,12 @@
-"""Order of the tests: files that take minutes come first, or one worker would be left alone with them at the end."""
+"""One thread for each of the workers, and files that take minutes first: one worker would be left alone with them."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch; two busy threads a core are slower
 
 LONG = ("test_survival", "test_full_disk", "test_search_survival", "test_sweep_survival", "test_colt", "test_cli")
 """Files of real processes that are started, filled up and killed."""
