@@ -81,9 +81,7 @@ class Engine:
     async def find(self, handle: Handle) -> Published | None:
         """The published step, or None; a damaged one is none, and is set aside when it is asked for."""
         try:
-            published = await asyncio.to_thread(self._ledger.find, handle.key)
-            if published is not None and self._verify:
-                await asyncio.to_thread(published.verify)
+            published = await self._whole(handle)
         except Damaged:
             return None
         if published is not None:
@@ -244,12 +242,16 @@ class Engine:
 
     async def _find(self, handle: Handle) -> Published | None:
         try:
-            published = await asyncio.to_thread(self._ledger.find, handle.key)
-            if published is not None and self._verify:
-                await asyncio.to_thread(published.verify)
+            return await self._whole(handle)
         except Damaged as damaged:
             await self._set_aside(handle, damaged)
             return None
+
+    async def _whole(self, handle: Handle) -> Published | None:
+        """The published step, or None; raises Damaged if that is known of it."""
+        published = await asyncio.to_thread(self._ledger.find, handle.key)
+        if published is not None and self._verify:
+            await asyncio.to_thread(published.verify)
         return published
 
 

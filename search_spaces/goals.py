@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, Self
 
 from pydantic import model_validator
@@ -59,3 +59,8 @@ class Constraint(Checked):
         """How far beyond the bound; 0 or less where it is met."""
         value = figures[self.figure]
         return value - self.at_most if self.at_most is not None else (self.at_least or 0.0) - value
+
+
+def meets(figures: Mapping[str, float], constraints: Iterable[Constraint]) -> bool:
+    """Whether figures keep to all constraints."""
+    return all(constraint.violation(figures) <= 0 for constraint in constraints)

@@ -11,7 +11,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search_spaces.goals import Constraint, Objective
+from search_spaces.goals import Constraint, Objective, meets
 from search_spaces.space import Space
 
 STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -84,7 +84,7 @@ def front_of(
     feasible = {
         place: trial["figures"]
         for place, trial in enumerate(trials)
-        if trial["state"] == "complete" and all(bound.violation(trial["figures"]) <= 0 for bound in constraints)
+        if trial["state"] == "complete" and meets(trial["figures"], constraints)
     }
     if not feasible:
         return []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cluster.runs import Finished
+from search_spaces.goals import meets
 from search_spaces.records import front_of, study_of
 from workflows.report import Curve, Page, Report
 from workflows.search_steps import computed
@@ -26,7 +27,8 @@ UNITS = {"latency": " (s per image)", "size": " (weights)"}
 def report_on(search: Search, finished: Sequence[Finished]) -> Report:
     """The front so far; with figures on test data once the search has closed."""
     trials = told_trials(search, finished)
-    closed = _closing(search, finished, len(trials))
+    closings = _notes_of(search, finished, "front")
+    closed = _closing(closings, len(trials))
     lead = search.objectives[0]
     front = [trials[place] for place in front_of(trials, search.objectives, search.constraints)]
     front.sort(key=lambda trial: -lead.sign * trial["figures"][lead.figure])
@@ -56,7 +58,7 @@ def report_on(search: Search, finished: Sequence[Finished]) -> Report:
             for trial in front
         ],
         results=[_result(search, trial, trial in front, tests) for trial in trials],
-        notes=_notes(search, trials, closed, [_task(step)["number"] for step in _notes_of(search, finished, "front")]),
+        notes=_notes(search, trials, closed, [_task(step)["number"] for step in closings]),
         curves=_curves(search, trials, front),
         x_label="trial" if len(search.objectives) == 1 else search.objectives[-1].figure,
         y_label=lead.figure,
@@ -79,8 +81,12 @@ def _notes_of(search: Search, finished: Sequence[Finished], kind: str) -> list[F
     own = [step for step in finished if step.kind in ("trial", "front") and _task(step)["study"] == search.key]
     if not own:
         return []
-    newest = max(own, key=lambda step: float(step.step.manifest["published"]))
+    newest = max(own, key=_published)
     return [step for step in own if step.kind == kind and _task(step).get("code") == _task(newest).get("code")]
+
+
+def _published(step: Finished) -> float:
+    return float(step.step.manifest["published"])
 
 
 def _task(step: Finished) -> Mapping[str, Any]:
@@ -98,10 +104,10 @@ def exported(search: Search, trial: Mapping[str, Any]) -> bytes:
     return (head + yaml.safe_dump(search.content(trial["parameters"]), sort_keys=False, allow_unicode=True)).encode()
 
 
-def _closing(search: Search, finished: Sequence[Finished], count: int) -> Mapping[str, Any]:
+def _closing(closings: Sequence[Finished], count: int) -> Mapping[str, Any]:
     """What the search put down when it closed with so many trials; nothing while it goes on."""
-    closings = [step for step in _notes_of(search, finished, "front") if _task(step)["number"] == count]
-    return max(closings, key=lambda step: float(step.step.manifest["published"])).metrics if closings else {}
+    own = [step for step in closings if _task(step)["number"] == count]
+    return max(own, key=_published).metrics if own else {}
 
 
 def _result(
@@ -110,7 +116,7 @@ def _result(
     shown = ("number", "state", "parameters", "figures", "stopped_at", "because", "cause", "message", "sample_steps")
     result = {name: trial[name] for name in shown if name in trial}
     if "figures" in trial:
-        result["feasible"] = all(constraint.violation(trial["figures"]) <= 0 for constraint in search.constraints)
+        result["feasible"] = meets(trial["figures"], search.constraints)
         result["front"] = on_front
     if trial["number"] in tests:
         result["test"] = dict(tests[trial["number"]])

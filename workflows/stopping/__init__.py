@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from search_spaces.goals import Constraint, Objective
+from search_spaces.goals import Constraint, Objective, meets
 from tasks.component import Component, Placement, kind_of, require_rising
 from tasks.measuring.intervals import clopper_pearson
 from workflows.figures import Figures
@@ -126,18 +126,14 @@ def wrong_stops(
         `wrong` stops, `of` how many that were looked at, and the ends `low` and `high` of the exact 95 % interval for
         their rate (Clopper & Pearson 1934).
     """
-    met = [figures for figures in finished if _meets(figures, constraints)]
+    met = [figures for figures in finished if meets(figures, constraints)]
     wrong = sum(
-        _meets(figures, constraints) and not any(_as_good(other, figures, objectives) for other in met)
+        meets(figures, constraints) and not any(_as_good(other, figures, objectives) for other in met)
         for figures in stopped
         if figures is not None
     )
     low, high = clopper_pearson(wrong, len(stopped))
     return {"wrong": wrong, "of": len(stopped), "low": low, "high": high}
-
-
-def _meets(figures: Mapping[str, float], constraints: Sequence[Constraint]) -> bool:
-    return all(constraint.violation(figures) <= 0 for constraint in constraints)
 
 
 def _as_good(figures: Mapping[str, float], other: Mapping[str, float], objectives: Sequence[Objective]) -> bool:
