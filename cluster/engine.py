@@ -15,7 +15,8 @@ from cluster.flow import Handle
 from cluster.ledger import Damaged, Ledger, Published, is_free
 from cluster.step import Recorded
 from cluster.store import Store, StoreError
-from cluster.worker import Order, Outcome, Terms, stop_path
+from cluster.watch import Pulse, Watch
+from cluster.worker import EVERYBODY, Order, Outcome, Terms, ask_to_leave, forget_leaving
 
 IN_FLIGHT = 256
 """Attempts handed to the executor at once: enough to keep it busy, few enough to keep the driver small."""
@@ -53,6 +54,7 @@ class Engine:
         self._tell = tell
         self._terms = terms or Terms()
         self._verify = verify
+        self._watch = Watch(self._ledger, executor, self.driver, self._terms.ttl)
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._attempts = 0
         self._running: dict[str, Any] = {}
@@ -102,14 +104,14 @@ class Engine:
         self._stopping.set()
         if self._running:
             with contextlib.suppress(StoreError):  # then nobody hears it, and all are ended below
-                await asyncio.to_thread(self._store.put, stop_path(self.driver), b"stop")
+                await asyncio.to_thread(ask_to_leave, self._store, self.driver, [EVERYBODY])
         patience = time.monotonic() + self._terms.farewell
         while self._running and time.monotonic() < patience:
             await asyncio.sleep(0.05)
         for running in self._running.values():
             self._executor.kill(running)
         with contextlib.suppress(StoreError):  # `gc` removes it later
-            await asyncio.to_thread(self._store.delete, [stop_path(self.driver)])
+            await asyncio.to_thread(forget_leaving, self._store, self.driver)
 
     async def _compute(self, handle: Handle) -> Published:
         budget = Budget()
@@ -120,8 +122,6 @@ class Engine:
                 published = await self._find(handle)
                 if published is not None:
                     return published
-            if outcome.state == "stopped":
-                raise Stopped
             if outcome.damaged is not None and budget.spend("store", made_progress=False):
                 await self._mend(handle, outcome.damaged)
                 continue
@@ -156,31 +156,19 @@ class Engine:
             self._running[order.attempt] = running
             self._tell("started", handle, attempt=order.attempt)
             try:
-                return await self._watched(handle, running, order.attempt), order.attempt
+                outcome = await self._watch.outcome(order, running)
             finally:
                 del self._running[order.attempt]
-
-    async def _watched(self, handle: Handle, running: Any, attempt: str) -> Outcome:
-        """Waits for an attempt, but not for one whose heart stopped: a frozen node never answers."""
-        waiting = asyncio.ensure_future(self._executor.outcome(running))
-        pulse = _Pulse(self._terms.ttl)
-        while True:
-            done, _ = await asyncio.wait({waiting}, timeout=self._terms.ttl / 3)
-            if done:
-                return waiting.result()
-            try:
-                lease = await asyncio.to_thread(self._ledger.current_lease, handle.key)
-            except StoreError:
-                continue
-            if lease is not None and lease.record["attempt"] == attempt and pulse.stopped(lease.record["beat"]):
-                self._executor.kill(running)
-                waiting.cancel()
-                return Outcome("failed", "partition", f"no sign of life for {self._terms.ttl:g} s")
+        if outcome.state == "stopped":
+            if self._stopping.is_set():
+                raise Stopped
+            outcome = Outcome("failed", "preempted", "its node is being drained: it saved its state and left")
+        return outcome, order.attempt
 
     async def _wait_for_holder(self, handle: Handle) -> tuple[Published | None, int]:
         """Waits until another's lease ends in a publication, or in silence: then its fence may be passed over."""
         self._tell("waiting", handle)
-        pulse = _Pulse(self._terms.ttl)
+        pulse = Pulse(self._terms.ttl)
         while not self._stopping.is_set():
             published = await self._find(handle)
             if published is not None:
@@ -265,18 +253,3 @@ def _finished(prefix: Handle | None) -> str | None:
 def _lost(how: str) -> Outcome:
     """The end of a step that is known by its key alone."""
     return Outcome("failed", "store", f"{how}; its key does not say how to compute it: resume the run that made it")
-
-
-class _Pulse:
-    """Whether beats still come, judged by this process's clock alone: clocks of other machines may be wrong."""
-
-    def __init__(self, ttl: float) -> None:
-        self._ttl = ttl
-        self._last: tuple[Any, ...] = ()
-        self._since = time.monotonic()
-
-    def stopped(self, *beat: Any) -> bool:
-        if beat != self._last:
-            self._last = beat
-            self._since = time.monotonic()
-        return time.monotonic() - self._since > self._ttl

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from cluster.failures import Cause
@@ -33,14 +36,19 @@ class Executor(Protocol):
         """Ends an attempt at once."""
         ...
 
+    def leaving(self) -> Collection[str]:
+        """The names of the nodes that will be gone before long, and take no new attempts."""
+        ...
+
 
 class RayExecutor:
     """Attempts as Ray tasks."""
 
     def __init__(self, ray: Any, patience: float = PATIENCE) -> None:
         self._ray = ray
-        self._run = ray.remote(run_step)
+        self._run = ray.remote(_run_on_node)
         self._patience = patience
+        self._head: _Head | None = None
         self._lost: asyncio.Task[str] | None = None
 
     def submit(self, order: Order) -> Any:
@@ -79,19 +87,15 @@ class RayExecutor:
 
     async def _until_lost(self) -> str:
         """Waits until Ray's head has been silent for too long, and says so."""
-        address = self._ray.get_runtime_context().gcs_address
-        host, port = address.rsplit(":", 1)
-        heard = time.monotonic()
-        while time.monotonic() - heard < self._patience:
+        self._head = head = _Head(self._patience / 20)
+        while head.silence() < self._patience:
             await asyncio.sleep(self._patience / 20)
-            try:
-                async with asyncio.timeout(5):
-                    _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-                writer.close()
-                heard = time.monotonic()
-            except OSError:  # a time-out is one too
-                continue
+        address = self._ray.get_runtime_context().gcs_address
         return f"Ray's head at {address} has not answered for {self._patience:g} s"
+
+    def leaving(self) -> Collection[str]:
+        """The nodes that are being drained, as of the last answer of Ray's head."""
+        return self._head.draining if self._head is not None else ()
 
     def kill(self, running: Any) -> None:
         """Kills the attempt's worker process."""
@@ -108,6 +112,36 @@ class RayExecutor:
         if isinstance(error, known.RayTaskError):  # raised outside `run_step`: the worker cannot import the task
             return "user"
         return "node"
+
+
+class _Head:
+    """Asks Ray's head again and again, in a thread: a frozen one accepts connections and never answers."""
+
+    def __init__(self, pause: float) -> None:
+        self._pause = pause
+        self._heard = time.monotonic()
+        self.draining: Collection[str] = ()
+        threading.Thread(target=self._ask_on, name="head", daemon=True).start()
+
+    def silence(self) -> float:
+        """Seconds since the last answer."""
+        return time.monotonic() - self._heard
+
+    def _ask_on(self) -> None:
+        from ray._private import state, worker
+
+        while worker.global_worker.connected:
+            with contextlib.suppress(Exception):  # whatever Ray raises: there was no answer
+                worker.global_worker.gcs_client.internal_kv_exists(b"hedgerow", namespace=b"hedgerow", timeout=5)
+                self.draining = frozenset(state.state.get_draining_nodes())
+                self._heard = time.monotonic()
+            time.sleep(self._pause)
+
+
+def _run_on_node(order: Order) -> Outcome:
+    import ray
+
+    return run_step(order, ray.get_runtime_context().get_node_id())
 
 
 def _first_line(error: Exception) -> str:

@@ -137,13 +137,17 @@ class Ledger:
             raise ValueError(f"no finished step begins with '{prefix}'; `hedgerow show RUN --json` lists a run's keys")
         return found[0]
 
-    def current_lease(self, key: str) -> Lease | None:
+    def current_lease(self, key: str, since: int = 1) -> Lease | None:
         """The newest lease on a step, live or not.
 
         Walks the fence numbers upward instead of listing: nearly every step has one.
+
+        Args:
+            key: the step.
+            since: a fence that is known to have been there, to walk from.
         """
         newest: Lease | None = None
-        fence = 1
+        fence = since
         while (lease := self.lease_at(key, fence)) is not None:
             newest = lease
             fence += 1

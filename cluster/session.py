@@ -13,14 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-OURS = {
-    "RAY_task_oom_retries": "1",  # the default is to retry for ever
-    "RAY_grpc_client_keepalive_time_ms": "10000",  # a partition is noticed in seconds, not minutes
-    "RAY_grpc_client_keepalive_timeout_ms": "5000",
-    "RAY_health_check_period_ms": "3000",
-    "RAY_health_check_failure_threshold": "5",
-    "RAY_DEDUP_LOGS": "0",
-}
+from cluster.settings import RAY_ENVIRONMENT
+
+OURS = {**RAY_ENVIRONMENT, "RAY_DEDUP_LOGS": "0"}
 
 
 class ClusterUnreachable(RuntimeError):

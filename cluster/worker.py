@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -69,15 +69,28 @@ class _StopNow(BaseException):
     """Ends a task after its state was saved; not an `Exception`, so that no task swallows it."""
 
 
-def stop_path(driver: str) -> str:
-    """The object whose presence asks all workers of a driver to save and leave."""
-    return f"drivers/{driver}/stop"
+EVERYBODY = "*"
 
 
-def run_step(order: Order) -> Outcome:
-    """Runs one attempt; whatever happens inside is told, not raised."""
+def ask_to_leave(store: Store, driver: str, attempts: Iterable[str]) -> None:
+    """Asks attempts of a driver, or all with `EVERYBODY`, to save their state and leave."""
+    store.put(_leave_path(driver), " ".join(sorted(attempts)).encode())
+
+
+def forget_leaving(store: Store, driver: str) -> None:
+    """Removes what `ask_to_leave` wrote."""
+    store.delete([_leave_path(driver)])
+
+
+def run_step(order: Order, node: str = "") -> Outcome:
+    """Runs one attempt; whatever happens inside is told, not raised.
+
+    Args:
+        order: the attempt.
+        node: the name of the node that it runs on, for the driver to know whom a leaving node takes along.
+    """
     try:
-        return _run_leased(order)
+        return _run_leased(order, node)
     except Fenced as error:
         return Outcome("fenced", message=str(error))
     except Damaged as error:
@@ -88,13 +101,22 @@ def run_step(order: Order) -> Outcome:
         return Outcome("failed", cause_of(error), _message(error), _keep_log(order, error))
 
 
-def _run_leased(order: Order) -> Outcome:
+def _leave_path(driver: str) -> str:
+    return f"drivers/{driver}/stop"
+
+
+def _is_asked_to_leave(store: Store, order: Order) -> bool:
+    asked = (store.get(_leave_path(order.driver)) or b"").decode().split()
+    return EVERYBODY in asked or order.attempt in asked
+
+
+def _run_leased(order: Order, node: str) -> Outcome:
     ledger = Ledger(_open(order.store))
-    if ledger.store.exists(stop_path(order.driver)):  # it waited in Ray's queue while the driver was stopping
+    if _is_asked_to_leave(ledger.store, order):  # it waited in Ray's queue while the driver was stopping
         raise _StopNow
     if ledger.find(order.key) is not None:
         return Outcome("published")
-    about = {"task": order.task.identity(), "inputs": dict(order.inputs), "driver": order.driver}
+    about = {"task": order.task.identity(), "inputs": dict(order.inputs), "driver": order.driver, "node": node}
     lease = ledger.lease(order.key, order.attempt, order.over, about)
     if lease is None:
         return Outcome("busy")
@@ -187,7 +209,7 @@ class _Heart:
         while not self._over.wait(self._order.terms.beat):
             try:
                 self._ledger.beat(self._lease, saves=self.saves, progress=self._progress)
-                if self._ledger.store.exists(stop_path(self._order.driver)):
+                if _is_asked_to_leave(self._ledger.store, self._order):
                     self._leave.set()
             except StoreError:  # a store that is away for a moment must not end the step
                 continue

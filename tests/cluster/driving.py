@@ -49,6 +49,9 @@ class ThreadExecutor:
     async def outcome(self, running: Any) -> Outcome:
         return await running  # type: ignore[no-any-return]
 
+    def leaving(self) -> frozenset[str]:
+        return frozenset()
+
     def kill(self, running: Any) -> None:
         running.set_result(Outcome("failed", "preempted", "killed"))
 

@@ -16,7 +16,7 @@ from cluster.failures import BUDGET, Budget, StepFailed, cause_of
 from cluster.ledger import Ledger, folder_of
 from cluster.step import key_of
 from cluster.store import Store, StoreError
-from cluster.worker import Order, Outcome, run_step, stop_path
+from cluster.worker import EVERYBODY, Order, Outcome, ask_to_leave, run_step
 from tests.cluster.driving import SHORT
 from tests.cluster.toys import Add, Count, Fail, Unwritable, Wait
 
@@ -142,7 +142,7 @@ def test_a_worker_asked_to_stop_saves_and_leaves_and_its_successor_goes_on(disk:
     worker = threading.Thread(target=lambda: outcomes.append(run_step(asked)))
     worker.start()
     until(lambda: trace.exists() and len(trace.read_text().splitlines()) > 5)
-    disk.put(stop_path("driver"), b"stop")
+    ask_to_leave(disk, "driver", [EVERYBODY])
     worker.join(10)
     assert [outcome.state for outcome in outcomes] == ["stopped"]
     assert run_step(replace(asked, attempt="e-1", driver="next")) == Outcome("published")
@@ -150,7 +150,7 @@ def test_a_worker_asked_to_stop_saves_and_leaves_and_its_successor_goes_on(disk:
 
 
 def test_a_step_that_was_queued_while_its_driver_stopped_does_not_start(disk: Store, tmp_path: Path) -> None:
-    disk.put(stop_path("driver"), b"stop")
+    ask_to_leave(disk, "driver", [EVERYBODY])
     trace = tmp_path / "trace"
     assert run_step(order(disk, Add(3, str(trace)))).state == "stopped"
     assert not trace.exists()

@@ -49,6 +49,9 @@ class Inline:
         outcome: Outcome = await running
         return outcome
 
+    def leaving(self) -> frozenset[str]:
+        return frozenset()
+
     def kill(self, running: Any) -> None:
         running.cancel()
 

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console, Group
-from rich.text import Text
 
 from workflows.command.exit_codes import Exit
+from workflows.command.options import (
+    DEFAULT_OUT,
+    DEFAULT_STORE,
+    Address,
+    AsJson,
+    Checkpoint,
+    FailFast,
+    Out,
+    Overrides,
+    RecipeName,
+    StoreUrl,
+    StudyUrl,
+    Verify,
+    Wandb,
+    Workers,
+)
 from workflows.command.recipe import BadRequest, Recipe
 from workflows.command.signals import stoppable
+from workflows.command.terminal import err, out, print_json, print_line, print_view, warn
 
 if TYPE_CHECKING:
     from workflows.command.launch import Options
@@ -28,38 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-PIPE_WIDTH = 200
-"""Columns of tables that go into a file or a pipe: nothing is cut or wrapped for a terminal that is not there."""
-out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-err = Console(width=None if sys.stderr.isatty() else PIPE_WIDTH, stderr=True)
-
-RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a field of the recipe.")]
-StoreUrl = Annotated[
-    str,
-    typer.Option(
-        "--store", envvar="HEDGEROW_STORE", help="A folder, or s3://, gs://, az:// URL, that keeps all results."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder for tables, figures and offline tracking.")]
-Address = Annotated[str, typer.Option("--address", help="Ray: `local`, `auto`, or HOST:PORT of a cluster.")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="CPUs of a local session; all when not given.")]
-Wandb = Annotated[
-    str | None, typer.Option("--wandb", help="W&B: online, offline or disabled; online when a key exists.")
-]
-Checkpoint = Annotated[float, typer.Option("--checkpoint", min=0.1, help="Seconds between checkpoints of a step.")]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop everything at the first failed step.")]
-StudyUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--study", metavar="URL", help="Optuna database: sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
-    ),
-]
-Verify = Annotated[bool, typer.Option("--verify", help="Check every stored file against its digest before reuse.")]
-
-DEFAULT_STORE = "hedgerow-store"
-DEFAULT_OUT = Path("hedgerow-results")
 
 
 @app.command()
@@ -77,7 +58,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe, or go on where it was left: finished steps are found, not computed again."""
-    with stoppable(_warn) as stop_if_asked:
+    with stoppable(warn) as stop_if_asked:
         from workflows.command.launch import Options
         from workflows.command.recipe import load_recipe
 
@@ -100,7 +81,7 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Go on with a recorded run, wherever its recipe file went."""
-    with stoppable(_warn) as stop_if_asked:
+    with stoppable(warn) as stop_if_asked:
         from workflows.command.inspect import recorded_recipe
         from workflows.command.launch import Options, open_store
 
@@ -127,7 +108,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search a space of recipes, or go on with a search: trials share what they have in common."""
-    with stoppable(_warn) as stop_if_asked:
+    with stoppable(warn) as stop_if_asked:
         from workflows.command.launch import Options, open_store
         from workflows.command.search import loaded_search
 
@@ -164,7 +145,7 @@ def plan(
 
     loaded = load_recipe(recipe, overrides or [])
     planned = plan_of(loaded, open_store(store), verify)
-    _print_json(plan_records(loaded, planned)) if as_json else _print_view(plan_table(loaded, planned))
+    print_json(plan_records(loaded, planned)) if as_json else print_view(plan_table(loaded, planned))
 
 
 @app.command()
@@ -174,7 +155,7 @@ def runs(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
     from workflows.command.launch import open_store
 
     records = runs_records(open_store(store))
-    _print_json(records) if as_json else _print_view(runs_table(records))
+    print_json(records) if as_json else print_view(runs_table(records))
 
 
 @app.command()
@@ -188,7 +169,7 @@ def show(
     from workflows.command.launch import open_store
 
     opened = open_store(store)
-    _print_json(run_record(opened, run_id)) if as_json else _print_view(run_view(opened, run_id))
+    print_json(run_record(opened, run_id)) if as_json else print_view(run_view(opened, run_id))
 
 
 @app.command()
@@ -202,7 +183,7 @@ def explain(
     from workflows.command.launch import open_store
 
     explanation = explain_step(open_store(store), key)
-    _print_json(explanation) if as_json else out.print(explanation_text(explanation), markup=False, soft_wrap=True)
+    print_json(explanation) if as_json else out.print(explanation_text(explanation), markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -210,7 +191,7 @@ def methods(as_json: AsJson = False) -> None:
     """List every method with its source."""
     from workflows.command.methods import methods_records, methods_table
 
-    _print_json(methods_records()) if as_json else out.print(methods_table())
+    print_json(methods_records()) if as_json else out.print(methods_table())
 
 
 @app.command()
@@ -220,7 +201,7 @@ def schema(
     """Print the JSON schema of a workflow's recipes, for editors."""
     from workflows.command.methods import recipe_schema
 
-    _print_json(recipe_schema(workflow))
+    print_json(recipe_schema(workflow))
 
 
 @app.command()
@@ -229,7 +210,7 @@ def doctor(store: StoreUrl = DEFAULT_STORE, address: Address = "local", as_json:
     from workflows.command.doctor import check_all, checks_table
 
     checks = check_all(store, address)
-    _print_json([check.record() for check in checks]) if as_json else out.print(checks_table(checks))
+    print_json([check.record() for check in checks]) if as_json else out.print(checks_table(checks))
     if any(check.state == "wrong" for check in checks):
         raise typer.Exit(Exit.INFRASTRUCTURE)
 
@@ -252,7 +233,7 @@ def gc(
     except ValueError as error:
         raise BadRequest(f"gc: {error}") from None
     if as_json:
-        _print_json(collected.record())
+        print_json(collected.record())
     else:
         out.print(collected.summary(), markup=False, soft_wrap=True)
 
@@ -274,9 +255,9 @@ def sync(
     for found in chosen_runs(opened, run_id):
         pushed |= push(opened, found.id, out_folder / found.id)
         if not as_json:
-            _print_line(out, f"{found.id}: {pushed[found.id]} steps pushed")
+            print_line(out, f"{found.id}: {pushed[found.id]} steps pushed")
     if as_json:
-        _print_json(pushed)
+        print_json(pushed)
 
 
 def main() -> None:
@@ -298,7 +279,7 @@ def _launch(recipe: Recipe, options: Options, as_json: bool, stop_if_asked: Call
 
     ended = launch(recipe, options, err if as_json else out, stop_if_asked)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "run": ended.run,
                 "code": ended.code,
@@ -311,13 +292,13 @@ def _launch(recipe: Recipe, options: Options, as_json: bool, stop_if_asked: Call
         )
     else:
         if ended.report and ended.report.results:
-            _print_view(ended.report.view())
+            print_view(ended.report.view())
         for path in ended.files:
-            _print_line(out, f"wrote {path}")
+            print_line(out, f"wrote {path}")
     for problem in ended.problems:
-        _warn(problem)
+        warn(problem)
     if ended.code:
-        _warn(f"to go on: {_resume_command(ended.run, options)}")
+        warn(f"to go on: {_resume_command(ended.run, options)}")
         raise typer.Exit(ended.code)
 
 
@@ -339,24 +320,6 @@ def _resume_command(run: str, options: Options) -> str:
     if options.wandb:
         words += ["--wandb", options.wandb]
     return shlex.join(words)
-
-
-def _print_view(view: Group) -> None:
-    """Tables as wide as the screen; lines of text whole, so that paths and commands can be copied."""
-    for part in view.renderables:
-        out.print(part, soft_wrap=isinstance(part, Text))
-
-
-def _print_line(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _warn(line: str) -> None:
-    _print_line(err, line)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
 
 
 if __name__ == "__main__":

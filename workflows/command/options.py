@@ -1,0 +1,36 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a field of the recipe.")]
+StoreUrl = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="HEDGEROW_STORE", help="A folder, or s3://, gs://, az:// URL, that keeps all results."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for tables, figures and offline tracking.")]
+Address = Annotated[str, typer.Option("--address", help="Ray: `local`, `auto`, or HOST:PORT of a cluster.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="CPUs of a local session; all when not given.")]
+Wandb = Annotated[
+    str | None, typer.Option("--wandb", help="W&B: online, offline or disabled; online when a key exists.")
+]
+Checkpoint = Annotated[float, typer.Option("--checkpoint", min=0.1, help="Seconds between checkpoints of a step.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop everything at the first failed step.")]
+StudyUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--study", metavar="URL", help="Optuna database: sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
+    ),
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Check every stored file against its digest before reuse.")]
+
+DEFAULT_STORE = "hedgerow-store"
+DEFAULT_OUT = Path("hedgerow-results")

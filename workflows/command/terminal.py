@@ -1,0 +1,36 @@
+"""What commands print with: to people on a terminal, to a file or a pipe, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console, Group
+from rich.text import Text
+
+PIPE_WIDTH = 200
+"""Columns of tables that go into a file or a pipe: nothing is cut or wrapped for a terminal that is not there."""
+out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+err = Console(width=None if sys.stderr.isatty() else PIPE_WIDTH, stderr=True)
+
+
+def print_view(view: Group) -> None:
+    """Tables as wide as the screen; lines of text whole, so that paths and commands can be copied."""
+    for part in view.renderables:
+        out.print(part, soft_wrap=isinstance(part, Text))
+
+
+def print_line(console: Console, line: str) -> None:
+    """One line, whole."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(line: str) -> None:
+    """One line to standard error."""
+    print_line(err, line)
+
+
+def print_json(value: Any) -> None:
+    """JSON to standard output."""
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
