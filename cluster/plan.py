@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ from cluster.store import Store
 
 PATIENCE = 50
 """Turns of the event loop without a new step after which a workflow only waits for results that are not there."""
+SIDE_BY_SIDE = 32
+"""Look-ups at once."""
 
 
 @dataclass
@@ -68,9 +71,8 @@ async def make_plan(store: Store, run: Callable[[Flow], Awaitable[Any]], verify:
     workflow = asyncio.ensure_future(run(Flow(looking)))
     quiet = 0
     while not workflow.done() and quiet < PATIENCE:
-        before = len(looking.plan.steps)
         await asyncio.sleep(0)
-        quiet = quiet + 1 if len(looking.plan.steps) == before else 0
+        quiet = 0 if await looking.look_ups() else quiet + 1
     if workflow.done():
         try:
             workflow.result()
@@ -88,16 +90,19 @@ class _Looking:
     def __init__(self, store: Store, verify: bool) -> None:
         self._verify = verify
         self._ledger = Ledger(store)
+        self._asked: list[tuple[str, asyncio.Future[Published | None]]] = []
         self.plan = Plan()
 
     async def obtain(self, handle: Handle) -> Published:
+        step = PlannedStep(handle, None)
+        self.plan.steps.append(step)
         try:
-            published = self._found(handle.key)
+            published = await self._found(handle.key)
         except Damaged as damaged:
             if isinstance(handle.task, Recorded):
                 raise ValueError(f"{damaged}; resume the run that made this step") from None
             published = None  # the run will set it aside
-        self.plan.steps.append(PlannedStep(handle, published))
+        step.published = published
         if published is not None:
             return published
         if handle.task.threads == 0:  # the driver's own, and no work: without it nothing further would be known
@@ -107,18 +112,51 @@ class _Looking:
 
     async def find(self, handle: Handle) -> Published | None:
         try:
-            published = self._found(handle.key)
+            published = await self._found(handle.key)
         except Damaged:
             return None
         if published is not None:
             self.plan.steps.append(PlannedStep(handle, published))
         return published
 
-    def _found(self, key: str) -> Published | None:
-        published = self._ledger.find(key)
-        if published is not None and self._verify:
-            published.verify()
+    async def look_ups(self) -> bool:
+        """Looks up what was asked for since the last call, side by side: a remote store takes its time for each.
+
+        The answers are given in the order of asking, so that a plan does not depend on which came first.
+
+        Returns:
+            whether there was anything to look up.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        asked, self._asked = self._asked, []
+        if not asked:
+            return False
+        with ThreadPoolExecutor(min(SIDE_BY_SIDE, len(asked))) as pool:
+            answers = await asyncio.to_thread(list, pool.map(self._look_up, [key for key, _ in asked]))
+        for (_, future), answer in zip(asked, answers, strict=True):
+            if future.cancelled():
+                continue
+            if isinstance(answer, Damaged):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+        return True
+
+    def _look_up(self, key: str) -> Published | Damaged | None:
+        try:
+            published = self._ledger.find(key)
+            if published is not None and self._verify:
+                published.verify()
+        except Damaged as damaged:
+            return damaged
         return published
+
+    async def _found(self, key: str) -> Published | None:
+        future: asyncio.Future[Published | None] = asyncio.get_running_loop().create_future()
+        self._asked.append((key, future))
+        return await future
 
     async def look_up(self, prefix: str) -> Published:
         return self._ledger.look_up(prefix)

@@ -62,6 +62,11 @@ class Store:
         with _errors_named(url):
             return cls(url, from_url(url, **_options(parts.scheme)))
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether every request goes over a network and may cost money."""
+        return urlsplit(self.url).scheme in ("s3", "gs", "az")
+
     def put(self, path: str, data: bytes) -> None:
         """Writes or replaces an object."""
         with _errors_named(path):

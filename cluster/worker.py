@@ -36,6 +36,16 @@ class Terms:
     farewell: float = 10.0
     """Given to running steps to save their state when the driver stops."""
 
+    @classmethod
+    def on(cls, store: Store, checkpoint: float) -> Terms:
+        """Those of a run on a store: where every request is paid for, a heart beats less often.
+
+        Args:
+            store: that keeps the leases.
+            checkpoint: seconds between two checkpoints.
+        """
+        return cls(beat=3.0 if store.is_remote else 1.0, checkpoint=checkpoint)
+
 
 @dataclass(frozen=True)
 class Order:

@@ -95,7 +95,7 @@ def open_store(url: str, to_run: bool = False) -> Store:
             raise StoreError("what was written cannot be read back")
         store.delete([probe])
     except StoreError as error:
-        kind = BadRequest if "://" in store.url else StoreError
+        kind = BadRequest if store.is_remote else StoreError
         raise kind(f"--store {url}: {error}") from None
     return store
 
@@ -218,7 +218,7 @@ class _Driver:
     def __init__(self, recipe: Recipe, store: Store, executor: Any, options: Options, run: Run) -> None:
         self._name, self._workflow = recipe.name, recipe.workflow
         self._options = options
-        self._engine = Engine(store, executor, self._tell, Terms(checkpoint=options.checkpoint), verify=options.verify)
+        self._engine = Engine(store, executor, self._tell, Terms.on(store, options.checkpoint), verify=options.verify)
         self._log = EventLog(store, run.id, self._engine.driver)
         self._signal: signal.Signals | None = None
         self._failures: dict[str, StepFailed] = {}
