@@ -1,0 +1,142 @@
+"""Takes this machine's nodes out of their cluster before the machine is taken away: `python -m cluster.leaving`.
+
+Ray then starts nothing on them any more, and the driver asks their steps to save their state and go on elsewhere
+(cluster/watch.py). Manifests run it before a pod is stopped, and beside the nodes of spot machines, where it waits for
+the notice that the cloud gives through the machine's metadata service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+SERVICES = {"aws": "http://169.254.169.254", "gcp": "http://metadata.google.internal"}
+ANSWER = 5.0
+"""Seconds that the cluster's head, or the metadata service, has to answer."""
+
+
+def leave(address: str, seconds: int, wait: bool) -> list[str]:
+    """Announces that this machine's nodes will be gone, and waits until they are or the time is up.
+
+    Args:
+        address: of the cluster's head.
+        seconds: until the machine is gone.
+        wait: whether to return only when Ray has left this machine, or the time is up.
+
+    Returns:
+        The nodes that leave.
+    """
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    until = time.time() + seconds
+    head = GcsClient(address=address)
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    nodes = [node for node in _alive_here(head) if not node["head"]]
+    for node in nodes:
+        head.drain_node(node["id"], reason, "the machine is taken away", int(until * 1000))
+    while wait and nodes and time.time() < until:
+        time.sleep(0.5)
+        nodes_left = {node["id"] for node in _alive_here(head)}
+        if not nodes_left & {node["id"] for node in nodes}:
+            break
+    return [node["id"] for node in nodes]
+
+
+def _require_listener(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+
+
+def _alive_here(head: Any) -> list[dict[str, Any]]:
+    """This machine's nodes, as the cluster's head knows them."""
+    mine = {place.address for places in psutil.net_if_addrs().values() for place in places}
+    return [
+        {"id": node_id.hex(), "head": node.is_head_node}
+        for node_id, node in head.get_all_node_info(timeout=ANSWER).items()
+        if node.state == 0 and node.node_manager_address in mine
+    ]
+
+
+def notified_by_aws(service: str) -> bool:
+    """Whether EC2 will take this machine back: two minutes before, the service knows a `spot/instance-action`."""
+    token = _ask(f"{service}/latest/api/token", "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
+    return _ask(f"{service}/latest/meta-data/spot/instance-action", "GET", {"X-aws-ec2-metadata-token": token}) != ""
+
+
+def notified_by_gcp(service: str) -> bool:
+    """Whether Compute Engine takes this machine back: `preempted` becomes TRUE, 30 seconds before."""
+    answer = _ask(f"{service}/computeMetadata/v1/instance/preempted", "GET", {"Metadata-Flavor": "Google"})
+    return answer.strip() == "TRUE"
+
+
+CLOUDS: dict[str, Callable[[str], bool]] = {"aws": notified_by_aws, "gcp": notified_by_gcp}
+"""Whether the cloud has given notice to this machine, by the cloud's name."""
+
+
+def await_notice(cloud: str, service: str | None = None, pause: float = 2.0) -> None:
+    """Returns when the cloud says that it will take this machine back.
+
+    Args:
+        cloud: `aws` or `gcp`.
+        service: the metadata service; the cloud's own when None.
+        pause: seconds between two looks.
+    """
+    while True:
+        with contextlib.suppress(OSError):  # busy, or not there yet: the next look will tell
+            if CLOUDS[cloud](service or SERVICES[cloud]):
+                return
+        time.sleep(pause)
+
+
+def _ask(url: str, method: str, headers: dict[str, str]) -> str:
+    """What the service answers; nothing where it knows none."""
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, method=method, headers=headers), timeout=ANSWER
+        ) as page:
+            return str(page.read().decode())
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return ""
+        raise
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.leaving", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--within", type=int, required=True, metavar="SECONDS", help="until the machine is gone")
+    parser.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="of the head; default: RAY_ADDRESS")
+    parser.add_argument("--on-notice", choices=sorted(CLOUDS), metavar="CLOUD", help="wait for this cloud's notice")
+    parser.add_argument("--service", help="the metadata service, where it is not the cloud's usual one")
+    options = parser.parse_args(arguments)
+    if not options.address:
+        parser.error("--address HOST:PORT: which cluster to leave")
+    logging.disable(logging.WARNING)
+    if options.on_notice:
+        await_notice(options.on_notice, options.service)
+    signal.alarm(options.within + 1)  # Ray's client asks a head that is frozen for ever
+    try:
+        _require_listener(options.address)
+    except OSError as error:
+        sys.stdout.write(f"{options.address}: {error}: there is no cluster to leave\n")
+        return 1
+    left = leave(options.address, options.within, wait=not options.on_notice)
+    sys.stdout.write(f"leaving within {options.within} s: {', '.join(left) or 'no node of this machine'}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
