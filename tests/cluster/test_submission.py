@@ -1,0 +1,292 @@
+"""Jobs on a server that fails as servers do: a double of Ray's REST interface, whose every answer can be spoilt.
+
+The same on a real head is in `tests/workflows/test_submit_command.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from cluster.session import ClusterUnreachable
+from cluster.submission import Job, JobServer, Patience, Request, follow, start, token_of
+from cluster.tree import Package
+
+REQUEST = Request(("run", "quickstart", "--store", "s3://b/s"), {"WANDB_PROJECT": "p"}, "d" * 64)
+NONE = Patience(0, lambda line: None)
+PACKAGE = Package("d" * 64, b"zip", ("a.py",))
+
+
+class Double:
+    """A head: jobs, packages, what was asked of it, and what shall go wrong."""
+
+    def __init__(self, token: str = "") -> None:
+        self.token = token
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.logs: dict[str, str] = {}
+        self.packages: dict[str, bytes] = {}
+        self.asked: list[tuple[str, str]] = []
+        self.shown: list[str] = []
+        self.spoil: Callable[[str, str], str] = lambda method, path: ""
+        """What goes wrong with a request: `before` or `after` it was carried out, the line is cut; or a status."""
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def put(self, job_id: str, status: str, code: int | None = None, started: int = 1000) -> None:
+        self.jobs[job_id] = {
+            "submission_id": job_id, "status": status, "entrypoint": "x", "metadata": {"hedgerow": "run"},
+            "start_time": started, "driver_exit_code": code,
+        }  # fmt: skip
+
+    def count(self, method: str, path: str) -> int:
+        return sum(asked[0] == method and asked[1].startswith(path) for asked in self.asked)
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, str]:
+        if path == "/api/version":
+            return 200, '{"ray_version": "2.60.0"}'
+        if path.startswith("/api/packages/gcs/"):
+            name = path.rsplit("/", 1)[-1]
+            if method == "PUT":
+                self.packages[name] = body
+            return (200, "") if name in self.packages else (404, "no such package")
+        if method == "POST":
+            record = json.loads(body)
+            if record["submission_id"] in self.jobs:
+                return 500, f"Traceback\nValueError: Job {record['submission_id']} already exists.\n.\n"
+            self.put(record["submission_id"], "RUNNING")
+            self.jobs[record["submission_id"]] |= record
+            return 200, "{}"
+        job_id = path.split("/")[3]
+        if job_id not in self.jobs:
+            return 404, "no such job"
+        return 200, json.dumps({"logs": self.logs.get(job_id, "")} if path.endswith("/logs") else self.jobs[job_id])
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        double = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *words: Any) -> None:
+                pass
+
+            def _do(self) -> None:
+                double.asked.append((self.command, self.path))
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                double.shown.append(shown := self.headers.get("Authorization", ""))
+                wrong = double.spoil(self.command, self.path)
+                if wrong == "before":
+                    return
+                if wrong.isdigit():
+                    status, text = int(wrong), "Traceback\nOSError: trouble\n"
+                elif double.token and shown != f"Bearer {double.token}":
+                    status, text = (403, "Forbidden") if shown else (401, "Unauthorized")
+                else:
+                    status, text = double.answer(self.command, self.path, body)
+                if wrong == "after":
+                    return
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            do_GET = do_POST = do_PUT = _do  # noqa: N815 - their names are the library's
+
+        return Handler
+
+
+@pytest.fixture
+def head() -> Iterator[Double]:
+    double = Double(token="the right token")
+    yield double
+    double.server.shutdown()
+    double.server.server_close()
+
+
+def connected(head: Double) -> JobServer:
+    return JobServer.connect(head.url, head.token)
+
+
+def test_a_token_is_shown_only_to_a_server_that_asks_for_one(head: Double) -> None:
+    head.token = ""
+    JobServer.connect(head.url, "precious").versions()
+    assert set(head.shown) == {""}
+    head.token = "precious"
+    assert JobServer.connect(head.url, "precious").versions() == ("2.60.0", "")
+    assert "Bearer precious" in head.shown
+
+
+def test_a_server_that_lets_in_anybody_is_refused_unless_that_is_wanted(head: Double) -> None:
+    head.token = ""
+    with pytest.raises(ClusterUnreachable, match=r"lets in anybody.*--insecure"):
+        JobServer.connect(head.url, "", insecure=False)
+    JobServer.connect(head.url, "", insecure=True)
+
+
+def test_a_missing_and_a_wrong_token_are_named(head: Double) -> None:
+    with pytest.raises(ClusterUnreachable, match=r"asks for a token: set RAY_AUTH_TOKEN") as missing:
+        JobServer.connect(head.url, "")
+    with pytest.raises(ClusterUnreachable, match=r"refuses the token") as wrong:
+        JobServer.connect(head.url, "the wrong token")
+    assert "\n" not in f"{missing.value}{wrong.value}"
+    assert "the wrong token" not in str(wrong.value)
+
+
+def test_where_nobody_answers_and_where_no_job_server_does_is_said_at_once(head: Double) -> None:
+    began = time.monotonic()
+    with pytest.raises(ClusterUnreachable, match=r"127\.0\.0\.1:1 does not answer"):
+        JobServer.connect("127.0.0.1:1", "")
+    assert time.monotonic() - began < 5
+    head.spoil = lambda method, path: "404"
+    with pytest.raises(ClusterUnreachable, match="no job server"):
+        JobServer.connect(head.url, "")
+
+
+@pytest.mark.parametrize("address", ["host", "ftp://host:1", "http://", "host:x", "http://me:word@host:1"])
+def test_what_is_no_address_is_a_wrong_request(address: str) -> None:
+    with pytest.raises(ValueError, match="--address"):
+        JobServer.connect(address, "")
+
+
+def test_a_submission_is_named_by_command_files_and_environment() -> None:
+    assert REQUEST.id.startswith("run-quickstart-")
+    assert Request(REQUEST.words, dict(REQUEST.environment), REQUEST.tree).id == REQUEST.id
+    others = [
+        Request((*REQUEST.words, "--verify"), REQUEST.environment, REQUEST.tree),
+        Request(REQUEST.words, {"WANDB_PROJECT": "q"}, REQUEST.tree),
+        Request(REQUEST.words, REQUEST.environment, "e" * 64),
+    ]
+    assert len({REQUEST.id, *(other.id for other in others)}) == 4
+
+
+def test_what_runs_is_found_what_failed_is_submitted_under_the_next_number(head: Double) -> None:
+    server, name = connected(head), REQUEST.id
+    assert start(server, REQUEST, PACKAGE, NONE)[1]
+    job, mine = start(server, REQUEST, PACKAGE, NONE)
+    assert (job.id, mine) == (name, False)
+    head.put(name, "FAILED", 1)
+    assert start(server, REQUEST, PACKAGE, NONE)[0].id == f"{name}-2"
+    head.put(f"{name}-2", "STOPPED")
+    assert start(server, REQUEST, PACKAGE, NONE)[0].id == f"{name}-3"
+    head.put(f"{name}-3", "SUCCEEDED", 0)
+    job, mine = start(server, REQUEST, PACKAGE, NONE)
+    assert (job.id, mine) == (f"{name}-3", False)
+    assert start(server, REQUEST, PACKAGE, NONE, again=True)[0].id == f"{name}-4"
+    assert head.count("PUT", "/api/packages") == 1
+    assert head.jobs[f"{name}-4"]["runtime_env"]["working_dir"] == f"gcs://_ray_pkg_{'d' * 64}.zip"
+    assert head.packages == {f"_ray_pkg_{'d' * 64}.zip": b"zip"}
+
+
+def test_many_at_once_are_one_job(head: Double) -> None:
+    server, together, started = connected(head), threading.Barrier(8), list[tuple[Job, bool]]()
+
+    def look(method: str, path: str) -> str:
+        if method == "GET" and path.startswith("/api/jobs/") and not head.jobs:
+            together.wait(10)  # all have looked before the first submits
+        return ""
+
+    head.spoil = look
+    threads = [threading.Thread(target=lambda: started.append(start(server, REQUEST, PACKAGE, NONE))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [job.id for job, _ in started] == [REQUEST.id] * 8
+    assert sum(mine for _, mine in started) == 1
+    assert list(head.jobs) == [REQUEST.id]
+
+
+def test_a_submission_whose_answer_was_lost_is_found(head: Double) -> None:
+    server = connected(head)
+    head.spoil = lambda method, path: "after" if method == "POST" else ""
+    job, _ = start(server, REQUEST, None, NONE)
+    assert (job.id, job.status) == (REQUEST.id, "RUNNING")
+    assert head.count("POST", "/api/jobs/") == 1
+
+
+def test_a_submission_that_never_arrived_is_an_error_and_the_next_is_the_first(head: Double) -> None:
+    server = connected(head)
+    head.spoil = lambda method, path: "before" if method == "POST" else ""
+    with pytest.raises(ClusterUnreachable, match="does not answer"):
+        start(server, REQUEST, None, NONE)
+    head.spoil = lambda method, path: ""
+    assert start(server, REQUEST, None, NONE)[0].id == REQUEST.id
+
+
+def test_a_head_that_has_just_started_is_waited_for(head: Double) -> None:
+    server, said = connected(head), list[str]()
+    head.spoil = lambda method, path: "500" if method == "POST" and head.count("POST", "/api/jobs/") < 4 else ""
+    job, mine = start(server, REQUEST, PACKAGE, Patience(5, said.append, 0.01))
+    assert (job.id, mine) == (REQUEST.id, True)
+    assert len(said) == 1
+    assert "trying again for 5 s" in said[0]
+
+
+@pytest.mark.parametrize("wrong", ["before", "after", "500", "503"])
+def test_a_log_arrives_whole_and_once_over_a_line_that_breaks(wrong: str, head: Double) -> None:
+    server, heard, said = connected(head), list[str](), list[str]()
+    whole = "".join(f"line {number} ε\n" for number in range(100)) + "no end of line"
+    head.put("j", "RUNNING")
+    asked = 0
+
+    def grow_and_break(method: str, path: str) -> str:
+        nonlocal asked
+        asked += 1
+        head.logs["j"] = whole[: asked * 61]
+        if len(head.logs["j"]) == len(whole):
+            head.put("j", "FAILED", 4)
+        return wrong if asked % 5 == 3 else ""
+
+    head.spoil = grow_and_break
+    job = follow(server, "j", heard.append, Patience(5, said.append, 0.001), pause=0.001)
+    assert "".join(heard) == whole
+    assert (job.status, job.exit_code) == ("FAILED", 4)
+    assert len([line for line in said if "trying again" in line]) == len([x for x in said if "answers again" in x]) > 3
+
+
+def test_a_cluster_that_is_away_for_too_long_is_given_up(head: Double) -> None:
+    server = connected(head)
+    head.put("j", "RUNNING")
+    head.spoil = lambda method, path: "before"
+    began = time.monotonic()
+    with pytest.raises(ClusterUnreachable, match=r"no answer for 0\.3 s"):
+        follow(server, "j", lambda text: None, Patience(0.3, lambda line: None, 0.01))
+    assert 0.3 <= time.monotonic() - began < 3
+
+
+def test_a_job_that_a_new_head_does_not_know_is_said(head: Double) -> None:
+    server = connected(head)
+    head.put("j", "RUNNING")
+
+    def forget(text: str) -> None:
+        head.jobs.clear()
+
+    with pytest.raises(ClusterUnreachable, match="knows no job j"):
+        follow(server, "j", forget, NONE, pause=0.01)
+
+
+def test_a_job_of_the_same_name_on_a_new_head_is_heard_from_its_beginning(head: Double) -> None:
+    server, heard = connected(head), list[str]()
+    head.put("j", "RUNNING")
+    head.logs["j"] = "of the old head\n"
+
+    def write(text: str) -> None:
+        heard.append(text)
+        head.put("j", "SUCCEEDED", 0, started=2000)
+        head.logs["j"] = "new\n"
+
+    follow(server, "j", write, NONE, pause=0.01)
+    assert heard == ["of the old head\n", "new\n"]
+
+
+def test_a_token_is_read_from_the_environment_or_the_file_it_names(tmp_path: Any) -> None:
+    (tmp_path / "token").write_text("in a file\n")
+    assert token_of({"RAY_AUTH_TOKEN": " t "}) == "t"
+    assert token_of({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}) == "in a file"
+    assert token_of({}) == ""
+    with pytest.raises(ValueError, match="RAY_AUTH_TOKEN_PATH"):
+        token_of({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "gone")})
