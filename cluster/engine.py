@@ -7,12 +7,14 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.executor import Executor
 from cluster.failures import Budget, StepFailed
 from cluster.flow import Handle
 from cluster.ledger import Damaged, Ledger, Published, is_free
+from cluster.placement import with_gpus
+from cluster.profiles import Placing
 from cluster.step import Recorded
 from cluster.store import Store, StoreError
 from cluster.watch import Pulse, Watch
@@ -20,6 +22,10 @@ from cluster.worker import EVERYBODY, Order, Outcome, Terms, ask_to_leave, forge
 
 IN_FLIGHT = 256
 """Attempts handed to the executor at once: enough to keep it busy, few enough to keep the driver small."""
+STORE_PATIENCE = 120.0
+"""Seconds for which a driver asks a store again that does not answer, beyond what the store's client tries itself."""
+
+Answer = TypeVar("Answer")
 
 
 class Stopped(RuntimeError):
@@ -36,6 +42,8 @@ class Engine:
         tell: Callable[..., None] = lambda state, handle, **news: None,
         terms: Terms | None = None,
         verify: bool = False,
+        placing: Placing | None = None,
+        wait_for_nodes: float = 600.0,
     ) -> None:
         """Prepares an engine; nothing starts before the first handle.
 
@@ -43,9 +51,11 @@ class Engine:
             store: where results are kept.
             executor: what runs attempts.
             tell: called with a state (`asked`, `found`, `started`, `retried`, `recomputed`, `published`, `failed`,
-                `waiting`), the handle and news, from the event loop.
+                `waiting`, `unplaced`), the handle and news, from the event loop.
             terms: heartbeat, lease and checkpoint times.
             verify: whether stored files are read and checked before they are relied on.
+            placing: says what attempts need of a node; what their tasks ask for when not given.
+            wait_for_nodes: seconds for which a step waits for a node that could run it, when there is none.
         """
         self.driver = secrets.token_hex(6)
         self._ledger = Ledger(store)
@@ -54,7 +64,8 @@ class Engine:
         self._tell = tell
         self._terms = terms or Terms()
         self._verify = verify
-        self._watch = Watch(self._ledger, executor, self.driver, self._terms.ttl)
+        self._placing = placing or Placing()
+        self._watch = Watch(self._ledger, executor, self.driver, self._terms.ttl, self._placing, wait_for_nodes)
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._attempts = 0
         self._running: dict[str, Any] = {}
@@ -117,10 +128,11 @@ class Engine:
         budget = Budget()
         over = 0
         while True:
-            outcome, attempt = await self._attempt(handle, over)
-            if outcome.state in ("published", "fenced"):
-                published = await self._find(handle)
+            outcome, attempt = await self._attempt(handle, over, budget.starved)
+            if outcome.state in ("published", "fenced") or outcome.cause == "store":
+                published = await self._find(handle, fresh=outcome.state == "published")
                 if published is not None:
+                    await self._learn(handle, published)
                     return published
             if outcome.damaged is not None and budget.spend("store", made_progress=False):
                 await self._mend(handle, outcome.damaged)
@@ -136,14 +148,25 @@ class Engine:
                 outcome = Outcome("failed", "store", "its publication was damaged or gone when it was looked for")
             over = await self._after_failure(handle, outcome, attempt, budget)
 
-    async def _attempt(self, handle: Handle, over: int) -> tuple[Outcome, str]:
+    async def _learn(self, handle: Handle, published: Published) -> None:
+        """Remembers what a step took of memory; what waits for more of it than it needs is then asked for anew."""
+        looks_up = self._placing.looks_up(handle.task)
+        if looks_up and await asyncio.to_thread(self._placing.learn, handle.task, published.manifest):
+            self._watch.look_again()
+
+    async def _attempt(self, handle: Handle, over: int, starved: int) -> tuple[Outcome, str]:
         async with self._slots:
+            if self._placing.looks_up(handle.task):
+                await asyncio.to_thread(self._placing.load, handle.task)
             if self._stopping.is_set():
                 raise Stopped
             self._attempts += 1
+            needs = self._placing.needs(handle.task, starved)
+            moves = (needs.gpus > 0) != (handle.task.gpus > 0)
             order = Order(
                 key=handle.key,
-                task=handle.task,
+                task=with_gpus(handle.task, needs.gpus) if moves else handle.task,
+                needs=needs,
                 inputs={name: upstream.key for name, upstream in handle.inputs.items()},
                 store=self._store.url,
                 driver=self.driver,
@@ -156,9 +179,15 @@ class Engine:
             self._running[order.attempt] = running
             self._tell("started", handle, attempt=order.attempt)
             try:
-                outcome = await self._watch.outcome(order, running)
+                outcome = await self._watch.outcome(
+                    order, running, lambda why: self._tell("unplaced", handle, message=why)
+                )
             finally:
                 del self._running[order.attempt]
+        if outcome.state == "outgrown":
+            return await self._attempt(handle, over, starved)
+        if outcome.state == "unplaced":
+            raise self._failure(handle, outcome, order.attempt)
         if outcome.state == "stopped":
             if self._stopping.is_set():
                 raise Stopped
@@ -173,7 +202,7 @@ class Engine:
             published = await self._find(handle)
             if published is not None:
                 return published, 0
-            lease = await asyncio.to_thread(self._ledger.current_lease, handle.key)
+            lease = await self._ask(handle, self._ledger.current_lease, handle.key)
             if lease is None or is_free(lease):
                 return None, 0
             if pulse.stopped(lease.record["beat"], lease.fence):
@@ -187,9 +216,7 @@ class Engine:
         Returns:
             the fence that the failed attempt held: its holder is dead, whatever the lease says.
         """
-        lease = None
-        if outcome.cause != "store":
-            lease = await asyncio.to_thread(self._ledger.current_lease, handle.key)
+        lease = await self._ask(handle, self._ledger.current_lease, handle.key)
         held = lease is not None and lease.record["attempt"] == attempt
         progressed = held and lease is not None and lease.record.get("saves", 0) > 0
         cause: Any = outcome.cause
@@ -228,19 +255,49 @@ class Engine:
         if aside is not None:
             self._tell("recomputed", handle, message=str(damaged), aside=aside)
 
-    async def _find(self, handle: Handle) -> Published | None:
-        try:
-            return await self._whole(handle)
-        except Damaged as damaged:
-            await self._set_aside(handle, damaged)
-            return None
+    async def _find(self, handle: Handle, fresh: bool = False) -> Published | None:
+        """The published step, or None.
+
+        Args:
+            handle: the step.
+            fresh: whether a worker has just published it: a shared folder may not show that here for a while.
+        """
+        until = time.monotonic() + (self._terms.ttl if fresh else 0.0)
+        while True:
+            try:
+                published = await self._whole(handle)
+            except Damaged as damaged:
+                await self._set_aside(handle, damaged)
+                return None
+            if published is not None or time.monotonic() >= until or self._stopping.is_set():
+                return published
+            await asyncio.sleep(min(0.5, self._terms.ttl / 10))
 
     async def _whole(self, handle: Handle) -> Published | None:
         """The published step, or None; raises Damaged if that is known of it."""
-        published = await asyncio.to_thread(self._ledger.find, handle.key)
+        published = await self._ask(handle, self._ledger.find, handle.key)
         if published is not None and self._verify:
-            await asyncio.to_thread(published.verify)
+            await self._ask(handle, published.verify)
         return published
+
+    async def _ask(self, handle: Handle, question: Callable[..., Answer], *about: Any) -> Answer:
+        """What the ledger answers; a store that is away for a while does not end a run of days.
+
+        Raises:
+            StoreError: it has been away for too long, or the driver is stopping.
+        """
+        until = time.monotonic() + STORE_PATIENCE
+        told = False
+        while True:
+            try:
+                return await asyncio.to_thread(question, *about)
+            except StoreError as error:
+                if self._stopping.is_set() or time.monotonic() >= until:
+                    raise
+                if not told:
+                    self._tell("waiting", handle, message=str(error))
+                    told = True
+            await asyncio.sleep(min(1.0, self._terms.ttl / 10))
 
 
 def _finished(prefix: Handle | None) -> str | None:

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from cluster.failures import Cause
+from cluster.group import free_orphans, run_group
+from cluster.placement import GPU_TYPE, Machine
 from cluster.session import ClusterUnreachable
 from cluster.worker import Order, Outcome, run_step
 
@@ -40,6 +42,10 @@ class Executor(Protocol):
         """The names of the nodes that will be gone before long, and take no new attempts."""
         ...
 
+    def machines(self) -> Sequence[Machine]:
+        """The nodes that take attempts, as far as they are known; none while nothing is known of them."""
+        ...
+
 
 class RayExecutor:
     """Attempts as Ray tasks."""
@@ -47,19 +53,25 @@ class RayExecutor:
     def __init__(self, ray: Any, patience: float = PATIENCE) -> None:
         self._ray = ray
         self._run = ray.remote(_run_on_node)
+        # A process that has used one GPU cannot change to another, and keeps its memory: it is not used again.
+        self._run_once = ray.remote(max_calls=1)(_run_on_node)
+        self._run_group = ray.remote(run_group)
         self._patience = patience
         self._head: _Head | None = None
         self._lost: asyncio.Task[str] | None = None
 
     def submit(self, order: Order) -> Any:
-        """Queues the attempt; Ray starts it when CPUs and GPUs are free. What needs no CPU runs here, in a thread.
+        """Queues the attempt; Ray starts it when a node has room for it. What needs no CPU runs here, in a thread.
 
         Its name is its kind alone: Ray's driver keeps metrics for every name for ever, kilobytes each.
         """
         task = order.task
         if task.threads == 0:
             return asyncio.get_running_loop().run_in_executor(None, run_step, order)
-        return self._run.options(num_cpus=task.threads, num_gpus=task.gpus, max_retries=0, name=task.kind).remote(order)
+        if order.needs.processes > 1:  # which take what they need themselves; this one waits for them
+            return self._run_group.options(num_cpus=0, max_retries=0, name=task.kind).remote(order)
+        run = self._run_once if order.needs.gpus else self._run
+        return run.options(**order.needs.options(), max_retries=0, name=task.kind).remote(order)
 
     async def outcome(self, running: Any) -> Outcome:
         """The attempt's outcome; what Ray raises becomes one with a cause.
@@ -97,11 +109,17 @@ class RayExecutor:
         """The nodes that are being drained, as of the last answer of Ray's head."""
         return self._head.draining if self._head is not None else ()
 
+    def machines(self) -> Sequence[Machine]:
+        """The nodes that live and are not being drained, as of the last answer of Ray's head."""
+        return self._head.machines if self._head is not None else ()
+
     def kill(self, running: Any) -> None:
         """Kills the attempt's worker process."""
         if isinstance(running, asyncio.Future):  # a thread of this process: it is done in a moment
             return
-        self._ray.cancel(running, force=True)
+        done, _ = self._ray.wait([running], timeout=0)
+        if not done:  # Ray aborts this process when a task is cancelled that has come to its end just now
+            self._ray.cancel(running, force=True)
 
     def _cause(self, error: Exception) -> Cause:
         known = self._ray.exceptions
@@ -121,6 +139,7 @@ class _Head:
         self._pause = pause
         self._heard = time.monotonic()
         self.draining: Collection[str] = ()
+        self.machines: Sequence[Machine] = ()
         threading.Thread(target=self._ask_on, name="head", daemon=True).start()
 
     def silence(self) -> float:
@@ -134,14 +153,18 @@ class _Head:
             with contextlib.suppress(Exception):  # whatever Ray raises: there was no answer
                 worker.global_worker.gcs_client.internal_kv_exists(b"hedgerow", namespace=b"hedgerow", timeout=5)
                 self.draining = frozenset(state.state.get_draining_nodes())
+                alive = [node for node in state.state.node_table() if node["Alive"]]
+                self.machines = [Machine.of(node) for node in alive if node["NodeID"] not in self.draining]
                 self._heard = time.monotonic()
+                free_orphans()
             time.sleep(self._pause)
 
 
 def _run_on_node(order: Order) -> Outcome:
     import ray
 
-    return run_step(order, ray.get_runtime_context().get_node_id())
+    here = ray.get_runtime_context()
+    return run_step(order, here.get_node_id(), here.get_node_labels().get(GPU_TYPE, ""))
 
 
 def _first_line(error: Exception) -> str:

@@ -38,12 +38,15 @@ class Budget:
     """What is left of the retries of one step."""
 
     left: dict[Cause, int] = field(default_factory=lambda: dict(BUDGET))
+    starved: int = 0
+    """Attempts that ran out of memory: the next is given more."""
 
     def spend(self, cause: Cause, made_progress: bool) -> bool:
         """Whether the step may be tried again after this failure."""
         if made_progress and cause != "user":
             self.left = dict(BUDGET)
         self.left[cause] -= 1
+        self.starved += cause == "oom"
         return self.left[cause] >= 0
 
 
@@ -55,4 +58,6 @@ def cause_of(error: BaseException) -> Cause:
         return "store"
     if isinstance(error, KeyboardInterrupt):
         return "preempted"
+    if isinstance(error, ConnectionError):  # of several processes of one step another is gone
+        return "node"
     return "user"

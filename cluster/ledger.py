@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from cluster.cache import Cache
 from cluster.owner import Owner
 from cluster.store import Store, StoreError
 
@@ -24,6 +25,13 @@ PREFIX = re.compile(r"[0-9a-f]{4,64}")
 
 
 CHECKPOINT = "checkpoint"
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,127}")
+"""The names that files of a result may have: no folders, nothing that a disk or a URL reads in its own way."""
+MISSING = "missing"
+LOOKS = (0.2, 0.8)
+"""Seconds before each further look at a missing file, until it is taken for lost: what a shared folder or a gateway
+says of fresh objects may be a moment old."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Fenced(RuntimeError):
@@ -58,28 +66,39 @@ class Published:
         return metrics
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file, checked against the manifest.
+        """The bytes of a file, checked against the manifest; from this machine's cache if the store is far away.
 
         Raises:
             KeyError: the step has no such file.
             Damaged: the file is missing or its bytes are not those that were published.
         """
+        digest = self.manifest["files"][name]["sha256"]
+        cache = Cache.here() if self.store.is_remote else None
+        data = cache.read(digest) if cache is not None else None
+        if data is None:
+            data = self.stored(name)
+            if cache is not None:
+                cache.keep(digest, data)
+        return data
+
+    def stored(self, name: str) -> bytes:
+        """Like `read`, from the store itself."""
         entry = self.manifest["files"][name]
         data = self.store.get(entry["path"])
         if data is None:
-            raise Damaged(self.key, name, "missing")
+            raise Damaged(self.key, name, MISSING)
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise Damaged(self.key, name, "its bytes are not those that were published")
         return data
 
     def verify(self) -> None:
-        """Reads every file.
+        """Reads every file from the store.
 
         Raises:
             Damaged: at the first file that is not as published.
         """
         for name in self.manifest["files"]:
-            self.read(name)
+            self.stored(name)
 
 
 @dataclass
@@ -109,10 +128,13 @@ class Ledger:
         try:
             manifest = json.loads(data)
             digest = manifest.pop("digest")
+            if digest != _digest(manifest) or manifest["key"] != key:
+                raise Damaged(key, "manifest.json", "its digest does not match its content")
+            astray = [name for name, entry in manifest["files"].items() if not _is_own(key, manifest, name, entry)]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise Damaged(key, "manifest.json", "not a manifest") from None
-        if digest != _digest(manifest) or manifest["key"] != key:
-            raise Damaged(key, "manifest.json", "its digest does not match its content")
+        if astray:
+            raise Damaged(key, "manifest.json", f"its entry '{astray[0]}' names no file of this step")
         return Published(key, manifest, self.store)
 
     def look_up(self, prefix: str) -> Published:
@@ -172,13 +194,15 @@ class Ledger:
             over: a fence whose holder the caller has seen dead or silent for too long, and may pass over.
             about: what is recorded of the step for people.
         """
+        record = {"state": "held", "attempt": attempt, "owner": Owner.me().to_json(), "beat": 0, **(about or {})}
+        if over == 0 and self.store.create(_lease_path(key, 1), _json(record)):  # nearly every step is nobody's yet
+            return Lease(key, 1, record)
         newest = self.current_lease(key)
         fence = 1
         if newest is not None:
             if newest.fence > over and not is_free(newest):
                 return None
             fence = newest.fence + 1
-        record = {"state": "held", "attempt": attempt, "owner": Owner.me().to_json(), "beat": 0, **(about or {})}
         if not self.store.create(_lease_path(key, fence), _json(record)):
             return None
         return Lease(key, fence, record)
@@ -198,8 +222,13 @@ class Ledger:
         """
         if is_free(lease):
             return False
+        beat = self.beaten(lease)
+        return beat is not None and now - beat < silence
+
+    def beaten(self, lease: Lease) -> float | None:
+        """When its holder wrote last, in seconds since the epoch by the store's clock; None if it never did."""
         beat = self.store.look(_lease_path(lease.key, lease.fence))
-        return beat is not None and now - beat.modified < silence
+        return beat.modified if beat is not None else None
 
     def is_fenced(self, lease: Lease) -> bool:
         """Whether a newer holder exists."""
@@ -210,22 +239,32 @@ class Ledger:
 
         Raises:
             Fenced: a newer holder exists, or another's publication stands.
-            ValueError: a file has the name of the checkpoints, which go when the step is done.
+            ValueError: a file's name leads elsewhere, or is that of the checkpoints, which go when the step is done.
             StoreError: the store does not take a file; those that it took are removed, for a disk may be full of them.
         """
+        for name in files:
+            if not FILE_NAME.fullmatch(name):
+                raise ValueError(
+                    f"a file cannot be called {name!r}: letters, digits and _ . + = - are allowed, no folders"
+                )
         if CHECKPOINT in files:
             raise ValueError(
                 f"a file called '{CHECKPOINT}' would go with the step's own checkpoints: name it otherwise"
             )
-        entries: dict[str, dict[str, Any]] = {}
+        entries = {
+            name: {
+                "path": _file_path(lease.key, lease.fence, name),
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "size": len(data),
+            }
+            for name, data in sorted(files.items())
+        }
+        paths = [str(entry["path"]) for entry in entries.values()]
         try:
-            for name, data in sorted(files.items()):
-                path = f"{folder_of(lease.key)}/{lease.fence:04d}/{name}"
-                self.store.put(path, data)
-                entries[name] = {"path": path, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            self.store.put_all({path: files[name] for path, name in zip(paths, entries, strict=True)})
         except StoreError:
             with contextlib.suppress(StoreError):
-                self.store.delete(entry["path"] for entry in entries.values())
+                self.store.delete(paths)
             raise
         whole = {
             **manifest,
@@ -269,22 +308,30 @@ class Ledger:
         Returns:
             the folder that now holds the manifest and the damaged file; None if another has done so already.
         """
+        published, found = self._look_again(damaged)
+        for pause in LOOKS:
+            if found is not None and found.reason == MISSING:
+                time.sleep(pause)
+                published, found = self._look_again(damaged)
+        if found is None:
+            return None
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        aside = f"set-aside/{found.key}/{stamp}"
+        if published is not None:
+            self.store.move(published.manifest["files"][found.name]["path"], f"{aside}/{found.name}")
+        self.store.move(_manifest_path(found.key), f"{aside}/manifest.json")
+        return aside
+
+    def _look_again(self, damaged: Damaged) -> tuple[Published | None, Damaged | None]:
+        """The publication and what is damaged of it now, whatever the cache holds."""
         published = None
         try:
             published = self.find(damaged.key)
-            if published is None:
-                return None
-            if damaged.name in published.manifest["files"]:
-                published.read(damaged.name)
-            return None
+            if published is not None and damaged.name in published.manifest["files"]:
+                published.stored(damaged.name)
         except Damaged as found:
-            damaged = found
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-        aside = f"set-aside/{damaged.key}/{stamp}"
-        if published is not None:
-            self.store.move(published.manifest["files"][damaged.name]["path"], f"{aside}/{damaged.name}")
-        self.store.move(_manifest_path(damaged.key), f"{aside}/manifest.json")
-        return aside
+            return published, found
+        return published, None
 
 
 def is_free(lease: Lease) -> bool:
@@ -305,6 +352,16 @@ def _manifest_path(key: str) -> str:
 
 def _lease_path(key: str, fence: int) -> str:
     return f"{folder_of(key)}/lease-{fence:04d}.json"
+
+
+def _file_path(key: str, fence: int, name: str) -> str:
+    return f"{folder_of(key)}/{fence:04d}/{name}"
+
+
+def _is_own(key: str, manifest: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> bool:
+    """Whether a manifest's entry is what `publish` writes: a digest of its own does not vouch for where it points."""
+    named = FILE_NAME.fullmatch(name) and entry["path"] == _file_path(key, manifest["fence"], name)
+    return bool(named and SHA256.fullmatch(entry["sha256"]))
 
 
 def _checkpoint_path(key: str, fence: int) -> str:

@@ -14,6 +14,8 @@ from cluster.ledger import Damaged, Ledger, Published
 from cluster.store import Store, StoreError
 
 FLUSH_SECONDS = 1.0
+BEAT_SECONDS = 5.0
+"""Between two signs of life of a driver."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ def all_runs(store: Store) -> list[Run]:
 class EventLog:
     """What one driver saw, appended to the run in small objects; the truth that tracking is fed from.
 
-    A thread writes them: a slow store must not slow the event loop, and a driver that is killed loses a second.
+    A thread writes them: a slow store must not slow the event loop, and a driver that is killed loses a second. It
+    also shows that the driver lives, in an object that it overwrites: while steps take long there are no events.
     """
 
     def __init__(self, store: Store, run_id: str, driver: str) -> None:
         self._store = store
         self._prefix = f"{_events(run_id)}/{time.time_ns():020d}-{driver}"
+        self._beat = f"runs/{run_id}/beats/{driver}.json"
         self._waiting: list[dict[str, Any]] = []
         self._lock = threading.Lock()
         self._chunks = 0
@@ -91,9 +95,13 @@ class EventLog:
         self._flush()
 
     def _write_on(self) -> None:
+        due = time.monotonic() + BEAT_SECONDS
         while not self._over.wait(FLUSH_SECONDS):
             try:
                 self._flush()
+                if time.monotonic() >= due:
+                    self._store.put(self._beat, json.dumps({"time": round(time.time(), 3)}).encode())
+                    due = time.monotonic() + BEAT_SECONDS
             except StoreError:  # kept for the next try
                 continue
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import secrets
 import signal
-import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cluster.settings import RAY_ENVIRONMENT
 
 OURS = {**RAY_ENVIRONMENT, "RAY_DEDUP_LOGS": "0"}
+A_DAY = str(24 * 60 * 60)
+
+_abandoned = threading.Event()
 
 
 class ClusterUnreachable(RuntimeError):
@@ -39,8 +43,6 @@ def session(address: str = "local", cpus: int | None = None, gpus: float | None 
         ClusterUnreachable: nothing answers at the address, or it refuses the token.
     """
     check_address(address)
-    if address not in ("local", "auto"):
-        _require_listener(address)
     for name, value in OURS.items():
         os.environ.setdefault(name, value)
     if address == "local":
@@ -49,9 +51,13 @@ def session(address: str = "local", cpus: int | None = None, gpus: float | None 
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # else a line a second while a token is refused
+        # A minute after its last word with the head Ray ends a process, whatever else that still has to say or to do.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", A_DAY)
     import ray  # reads the variables above when it is imported
     import ray._private.worker as printing
 
+    if address != "local":
+        check_head(address)
     # Ray prints "A worker died" and the like into the live table; the engine tells the same in its own words. This is
     # the switch that Ray's debugger uses.
     printing._worker_logs_enabled = False
@@ -70,17 +76,40 @@ def session(address: str = "local", cpus: int | None = None, gpus: float | None 
             **(local if address == "local" else {}),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ClusterUnreachable(
-            f"--address {address}: {reason} (is the cluster up, and RAY_AUTH_TOKEN the one it was started with?)"
-        ) from None
+        raise ClusterUnreachable(f"--address {address}: {_first_line(error)}") from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ending)  # Ray has put its own, which exits with code 15, in its place
     try:
         yield ray
     finally:
-        ray.shutdown()
+        if not _abandoned.is_set():
+            ray.shutdown()
+
+
+def abandon() -> None:
+    """Lets go of a cluster that answers no more: taking leave of it would take seconds, of a frozen one for ever.
+
+    Ray's threads stay in this process, which can join no cluster again; `leave` ends it.
+    """
+    import ray
+
+    _abandoned.set()
+    atexit.unregister(ray.shutdown)
+
+
+def is_abandoned() -> bool:
+    """Whether this process has let go of its cluster."""
+    return _abandoned.is_set()
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process with a code; one that was abandoned by its cluster too, which Ray would keep, then crash."""
+    if _abandoned.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def usable_cpus() -> int:
@@ -105,13 +134,40 @@ def check_address(address: str) -> None:
         raise ValueError(f"--address {address}: allowed are `local`, `auto` and HOST:PORT")
 
 
-def _require_listener(address: str) -> None:
-    """Looks whether anybody listens at `HOST:PORT`: Ray itself would try for a quarter of an hour."""
-    host, _, port = address.rpartition(":")
+def check_head(address: str) -> None:
+    """Asks the head for a sign of life, and is told in milliseconds what is wrong: Ray itself would try for minutes."""
+    import grpc
+    from ray._private import services
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError
+
+    told = f"--address {address}"
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterUnreachable(f"--address {address}: {error} (is the cluster up?)") from None
+        found = services.canonicalize_bootstrap_address(address)
+        token = AuthenticationTokenLoader.instance().get_token_for_http_header()
+    except (OSError, OverflowError, ValueError) as error:
+        raise ClusterUnreachable(f"{told}: {_first_line(error)} (is the cluster up?)") from None
+    except AuthenticationError:
+        raise ClusterUnreachable(f"{told}: RAY_AUTH_MODE is token, but there is none: set RAY_AUTH_TOKEN") from None
+    with grpc.insecure_channel(found) as channel:
+        check = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            check(b"", timeout=5, metadata=[(name.lower(), value) for name, value in token.items()])
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                wrong = "the cluster refuses RAY_AUTH_TOKEN" if token else "the cluster wants a token"
+                why = f"{wrong} (set the one that it was started with)"
+            elif error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                why = (
+                    "somebody listens, but does not answer as Ray's head does (is it the right port, and the head up?)"
+                )
+            else:
+                why = f"{error.details().rpartition(': ')[2].strip(']')} (is the cluster up?)"
+            raise ClusterUnreachable(f"{told}: {why}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _has_token() -> bool:

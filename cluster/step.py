@@ -66,6 +66,11 @@ class Recorded:
         raise RuntimeError(f"the {self.kind} of a stored step cannot be computed again from its manifest")
 
 
+def processes_of(task: Runnable) -> int:
+    """How many processes compute a task together, each with its threads and GPUs: its `world_size`, if it has one."""
+    return int(getattr(task, "world_size", 1))
+
+
 def key_of(identity: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """The SHA-256 that names a step: its task's identity and the keys of its inputs."""
     record = {"task": identity, "inputs": dict(inputs)}

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from cluster.executor import Executor
-from cluster.ledger import Lease, Ledger
+from cluster.ledger import Damaged, Lease, Ledger
+from cluster.placement import Unplaced, misfit
+from cluster.profiles import Placing
 from cluster.store import StoreError
 from cluster.worker import Order, Outcome, ask_to_leave
+
+PASSED_OVER = Outcome("fenced", message="another driver's attempt took its lease")
 
 
 class Pulse:
@@ -31,40 +36,61 @@ class Pulse:
             self._since = time.monotonic()
         return time.monotonic() - self._since > self._ttl
 
+    def could_not_look(self) -> None:
+        """Counts from now on: who cannot see the store cannot tell silence from being blind."""
+        self._since = time.monotonic()
+
 
 class Watch:
     """Waits for attempts, looks at their leases in between, and acts on what nodes do to them."""
 
-    def __init__(self, ledger: Ledger, executor: Executor, driver: str, ttl: float) -> None:
+    def __init__(
+        self, ledger: Ledger, executor: Executor, driver: str, ttl: float, placing: Placing, wait_for_nodes: float
+    ) -> None:
         self._ledger = ledger
         self._executor = executor
         self._driver = driver
         self._ttl = ttl
+        self._placing = placing
+        self._unplaced = Unplaced(wait_for_nodes)
+        self._learned: asyncio.Future[None] | None = None
         self._asked: set[str] = set()
         """Attempts that were asked to leave their node, and have not yet."""
 
-    async def outcome(self, order: Order, running: Any) -> Outcome:
+    async def outcome(self, order: Order, running: Any, unplaced: Callable[[str], None]) -> Outcome:
         """Waits for an attempt, but not for one whose heart stopped; asks one to leave whose node will go.
+
+        One that has not started ends as `unplaced` when no node could run it for too long, and as `outgrown` when its
+        needs are known better by now.
 
         Args:
             order: the attempt.
             running: what the executor gave for it.
+            unplaced: told why no node can run it.
         """
         waiting = asyncio.ensure_future(self._executor.outcome(running))
         pulse = Pulse(self._ttl)
-        fence = order.over + 1
+        fence, began = order.over + 1, False
         try:
             while True:
-                done, _ = await asyncio.wait({waiting}, timeout=self._ttl / 3)
-                if done:
+                either: set[asyncio.Future[Any]] = {waiting, self._news()}
+                await asyncio.wait(either, timeout=self._ttl / 3, return_when=asyncio.FIRST_COMPLETED)
+                if waiting.done():
                     return waiting.result()
                 try:
                     lease = await asyncio.to_thread(self._ledger.current_lease, order.key, fence)
                     if lease is None or lease.record["attempt"] != order.attempt:
-                        continue
-                    fence = lease.fence
+                        passed = lease is not None and (began or await self._is_published(order.key))
+                        ended = PASSED_OVER if passed else self._in_queue(order, unplaced)
+                        if ended is None:
+                            continue
+                        self._executor.kill(running)
+                        waiting.cancel()
+                        return ended
+                    fence, began = lease.fence, True
                     await self._take_along(lease)
                 except StoreError:
+                    pulse.could_not_look()
                     continue
                 if pulse.stopped(lease.record["beat"]):
                     self._executor.kill(running)
@@ -73,9 +99,36 @@ class Watch:
         finally:
             self._asked.discard(order.attempt)
 
+    def look_again(self) -> None:
+        """Wakes whoever waits: needs may be known better now."""
+        self._news().set_result(None)
+
+    def _news(self) -> asyncio.Future[None]:
+        if self._learned is None or self._learned.done():
+            self._learned = asyncio.get_running_loop().create_future()
+        return self._learned
+
+    def _in_queue(self, order: Order, unplaced: Callable[[str], None]) -> Outcome | None:
+        """What becomes of an attempt that has not started, if it is not to wait on."""
+        if order.needs.provisional and self._placing.needs(order.task) != order.needs:
+            return Outcome("outgrown")
+        why = misfit(order.needs, self._executor.machines())
+        say, end = self._unplaced.look(order.needs, why)
+        if say:
+            unplaced(why)
+        return Outcome("unplaced", "node", end) if end else None
+
+    async def _is_published(self, key: str) -> bool:
+        """Whether another attempt has come to the end: of this one nothing may ever be heard again."""
+        try:
+            return await asyncio.to_thread(self._ledger.find, key) is not None
+        except Damaged:
+            return True
+
     async def _take_along(self, lease: Lease) -> None:
         """Asks an attempt whose node is leaving to save its state and leave first."""
         attempt = lease.record["attempt"]
-        if attempt not in self._asked and lease.record.get("node") in self._executor.leaving():
+        nodes = {lease.record.get("node"), *lease.record.get("beside", ())}
+        if attempt not in self._asked and nodes & set(self._executor.leaving()):
             self._asked.add(attempt)
             await asyncio.to_thread(ask_to_leave, self._ledger.store, self._driver, self._asked)

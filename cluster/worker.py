@@ -9,13 +9,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from cluster.failures import cause_of
 from cluster.ledger import Damaged, Fenced, Lease, Ledger, folder_of
+from cluster.meter import Meter
+from cluster.placement import Needs
 from cluster.step import Runnable
 from cluster.store import Store, StoreError
 
@@ -61,6 +63,8 @@ class Order:
     terms: Terms
     prefix: str | None = None
     """The key of a shorter step of the same work, whose file `checkpoint` is as good as a checkpoint of this one."""
+    needs: Needs = field(default_factory=Needs)
+    """What it is given of a node."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ class Outcome:
     damaged: Damaged | None = None
 
 
-class _StopNow(BaseException):
-    """Ends a task after its state was saved; not an `Exception`, so that no task swallows it."""
+class Asked(BaseException):
+    """Ends a task that was asked to leave and has saved its state; no `Exception`, so that no task swallows it."""
 
 
 EVERYBODY = "*"
@@ -92,20 +96,35 @@ def forget_leaving(store: Store, driver: str) -> None:
     store.delete([_leave_path(driver)])
 
 
-def run_step(order: Order, node: str = "") -> Outcome:
+def run_step(
+    order: Order,
+    node: str = "",
+    gpu_type: str = "",
+    beside: Iterable[str] = (),
+    compute: Callable[..., Any] | None = None,
+) -> Outcome:
     """Runs one attempt; whatever happens inside is told, not raised.
 
     Args:
         order: the attempt.
         node: the name of the node that it runs on, for the driver to know whom a leaving node takes along.
+        gpu_type: what that node calls its GPUs, for the memory that the step takes of them.
+        beside: the names of the other nodes that the attempt lives on.
+        compute: what is called in place of the task's `run`.
     """
+    where = {"node": node, **({"beside": list(beside)} if beside else {})}
+    return told(order, lambda: _run_leased(order, where, gpu_type, compute or order.task.run))
+
+
+def told(order: Order, work: Callable[[], Outcome]) -> Outcome:
+    """What work for an order comes to, whatever it raises."""
     try:
-        return _run_leased(order, node)
+        return work()
     except Fenced as error:
         return Outcome("fenced", message=str(error))
     except Damaged as error:
         return Outcome("damaged", message=str(error), damaged=error)
-    except _StopNow:
+    except Asked:
         return Outcome("stopped", cause="preempted", message="saved its state and left as asked")
     except BaseException as error:
         return Outcome("failed", cause_of(error), _message(error), _keep_log(order, error))
@@ -120,36 +139,53 @@ def _is_asked_to_leave(store: Store, order: Order) -> bool:
     return EVERYBODY in asked or order.attempt in asked
 
 
-def _run_leased(order: Order, node: str) -> Outcome:
+def _run_leased(order: Order, where: Mapping[str, Any], gpu_type: str, compute: Callable[..., Any]) -> Outcome:
     ledger = Ledger(_open(order.store))
     if _is_asked_to_leave(ledger.store, order):  # it waited in Ray's queue while the driver was stopping
-        raise _StopNow
+        raise Asked
     if ledger.find(order.key) is not None:
         return Outcome("published")
-    about = {"task": order.task.identity(), "inputs": dict(order.inputs), "driver": order.driver, "node": node}
+    about = {
+        "task": order.task.identity(),
+        "inputs": dict(order.inputs),
+        "driver": order.driver,
+        **where,
+        "began": round(time.time(), 3),
+    }
     lease = ledger.lease(order.key, order.attempt, order.over, about)
     if lease is None:
         return Outcome("busy")
     with _Heart(ledger, lease, order) as heart:
-        if ledger.find(order.key) is not None:  # published between the first look and the lease
+        if lease.fence > 1 and ledger.find(order.key) is not None:  # published between the first look and the lease
             return Outcome("published")
         if "torch" in sys.modules and order.task.threads:  # a reused worker keeps the thread count of its last task
             sys.modules["torch"].set_num_threads(order.task.threads)
+        meter = Meter(order.needs.gpus, gpu_type)
         started = time.monotonic()
-        inputs = {name: _input(ledger, key) for name, key in order.inputs.items()}
-        result = order.task.run(heart, **inputs)
+        result = compute(heart, **inputs_of(order))
         manifest = {
             "task": about["task"],
             "inputs": {**dict(order.inputs), **getattr(result, "sources", {})},
             "metrics": result.metrics,
             "environment": {**_environment(), "threads": order.task.threads},
             "seconds": round(time.monotonic() - started, 3),
+            "memory": meter.record(),
         }
         ledger.publish(lease, result.files, manifest)
         heart.state = "done"
     if lease.fence > 1 or heart.saves:
         ledger.drop_checkpoints(lease)
     return Outcome("published")
+
+
+def inputs_of(order: Order) -> dict[str, Any]:
+    """The steps that feed this one.
+
+    Raises:
+        Damaged: one is gone, or its manifest is not whole.
+    """
+    ledger = Ledger(_open(order.store))
+    return {name: _input(ledger, key) for name, key in order.inputs.items()}
 
 
 def _input(ledger: Ledger, key: str) -> Any:
@@ -209,7 +245,7 @@ class _Heart:
         self.saves += 1
         self._due = time.monotonic() + self._order.terms.checkpoint
         if self._leave.is_set():
-            raise _StopNow
+            raise Asked
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Remembers how far the task is, for the next beat."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +27,8 @@ class Moment:
     """The mask, bool tensors by parameter name on the device of the weights; empty if the network is dense."""
     teacher: nn.Module | None = None
     """A trained network in evaluation mode, its weights without gradients; for an objective that is `taught`."""
+    summed: Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]] = lambda tensors: tensors
+    """Sums over the processes that train together, each of which sees its part of the batch; of one, what is given."""
 
     @property
     def progress(self) -> float:

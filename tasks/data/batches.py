@@ -28,9 +28,10 @@ class Loader:
         augmentation: random changes to the images.
         drop_last: whether to leave out the last batch when it is short.
         channels_last: whether images are laid out for convolutions on tensor cores; the values are the same.
+        part: which part of each batch to yield, and of how many: parts are contiguous and nearly of one length.
 
     Raises:
-        ValueError: there is not one batch to yield.
+        ValueError: there is not one batch to yield, or the last of an epoch has too few examples for its parts.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Loader:
         augmentation: Augmentation | None = None,
         drop_last: bool = False,
         channels_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1 or len(examples) < (batch_size if drop_last else 1):
             raise ValueError(f"no batch of {batch_size} can be made of {len(examples)} examples")
@@ -50,6 +52,10 @@ class Loader:
         self._augmentation = augmentation or Unchanged()
         self._whole = len(examples) // batch_size * batch_size if drop_last else len(examples)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._part = part
+        last = (self._whole - 1) % batch_size + 1
+        if last < part[1]:
+            raise ValueError(f"the last batch of an epoch has {last} examples, too few for {part[1]} parts")
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -61,10 +67,15 @@ class Loader:
         order = torch.randperm(count, generator=generator(seed, "order", epoch)).to(device)
         drawn = self._augmentation.draw(count, generator(seed, "augmentation", epoch)).to(device)
         for first in range(start * self._batch_size, self._whole, self._batch_size):
-            batch = slice(first, first + self._batch_size)
+            batch = self._slice(first)
             rows = order[batch]
             images = self._augmentation.augment(self._images.index_select(0, rows), drawn[batch])
             yield _in_unit_interval(images, self._layout), self._labels.index_select(0, rows), rows
+
+    def _slice(self, first: int) -> slice:
+        """Where in the order of the epoch the part lies of the batch that begins here."""
+        count, (place, parts) = min(self._batch_size, self._whole - first), self._part
+        return slice(first + place * count // parts, first + (place + 1) * count // parts)
 
 
 def in_order(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
@@ -83,11 +84,11 @@ class AWP(Around):
         objective.learn(found.logits, labels, moment)
         # Summed over examples, so that half precision does not lose it in a large batch: only its direction counts.
         gradients = torch.autograd.grad(found.loss * len(images), list(kernels.values()), materialize_grads=True)
-        moved = self._moved(model, gradients, moment)
+        moved = self._moved(model, moment.summed(gradients), moment)
         moment.generator.set_state(drawn)  # what the loss draws is the same in both passes
         return objective.outer(_At(model, moved), images, perturbed, labels, moment).loss
 
-    def _moved(self, model: nn.Module, gradients: tuple[torch.Tensor, ...], moment: Moment) -> dict[str, torch.Tensor]:
+    def _moved(self, model: nn.Module, gradients: Sequence[torch.Tensor], moment: Moment) -> dict[str, torch.Tensor]:
         """The kernels by name, a step up their gradients; what is computed with them has gradients for the model's."""
         moved = {}
         for (name, weight), gradient in zip(_kernels(model).items(), gradients, strict=True):

@@ -121,9 +121,12 @@ def unpack(
 
     Raises:
         Stale: another version of hedgerow left it at the end of a shorter training.
-        ValueError: another version of hedgerow saved it in the middle of this one.
+        ValueError: another version of hedgerow saved it in the middle of this one, or it is none.
     """
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as problem:  # bytes that are no state make it raise nearly anything
+        raise ValueError("what was saved of this training is no training's state, and was not unpickled") from problem
     if state["format"] != FORMAT:
         if state.get("unseen") or state.get("stopped"):
             raise Stale(f"a shorter training left a state of format {state['format']}")

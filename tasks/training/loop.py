@@ -25,6 +25,7 @@ from tasks.schedules import Schedule
 from tasks.seeds import seed_of
 from tasks.task import Context
 from tasks.training.checkpoint import Progress, pack
+from tasks.training.parallel import ALONE, Team
 
 LOOK = 50
 """Steps between two looks at the losses: on a GPU a look waits for all the work that is queued."""
@@ -67,6 +68,8 @@ class Loop:
     device: torch.device
     half: torch.dtype | None
     """What matrix products are computed in, if not float32."""
+    team: Team = ALONE
+    """The processes that take each step together."""
 
     def run(
         self, progress: Progress, stop: int, after_step: Callable[[Progress], None], context: Context
@@ -201,21 +204,23 @@ class Loop:
         for group in self.optimizer.param_groups:
             if group["lr"] != rate:
                 group["lr"] = rate
-        noise.manual_seed(seed_of(self.seed, "noise", step))
-        _seed_layers(seed_of(self.seed, "layers", step), self.device)
+        noise.manual_seed(seed_of(self.seed, "noise", step, *self.team.purpose))
+        _seed_layers(seed_of(self.seed, "layers", step, *self.team.purpose), self.device)
         kept = self.enforcer.kept if self.enforcer else {}
-        moment = Moment(noise, step, self.steps, rows, self.memory, kept, self.teacher)
+        moment = Moment(noise, step, self.steps, rows, self.memory, kept, self.teacher, self.team.summed)
         self.optimizer.zero_grad(set_to_none=True)
         with self._precision():
             loss = self.objective.loss(self.forward, images, labels, moment)
         if self.sparsifier is not None and (penalty := self.sparsifier.penalty(self.model, self.sparsity)) is not None:
             loss = loss + penalty
         torch.autograd.backward(self.scaler.scale(loss))
+        share = len(labels) / (self._seen(step + 1) - self._seen(step))
+        loss = self.team.average_(self.model, loss.detach(), share)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.enforcer is not None:
             self.enforcer()
-        return loss.detach()
+        return loss
 
     def _precision(self) -> AbstractContextManager[object]:
         if self.half is None:

@@ -25,6 +25,7 @@ from tasks.task import Context, Result, Stored
 from tasks.training.checkpoint import STATE, Best, Progress, Stale, unpack
 from tasks.training.guard import Guard
 from tasks.training.loop import Loop, compiled
+from tasks.training.parallel import Shared, Team
 from tasks.training.robust_validation import RobustValidation
 from tasks.training.slots import restore_slots, slots_to_bytes
 from tasks.training.validation import Trial, radius_of, validate
@@ -43,6 +44,7 @@ class Run:
     def __init__(self, task: Train, device: torch.device, inputs: Mapping[str, Stored]) -> None:
         start = inputs.get("start")
         self.task = task
+        self.team = Team(task.world_size, device)
         validation = task.data.load("validation")
         self.validation = Examples(validation.images.to(device), validation.labels.to(device))
         layout = torch.channels_last if task.channels_last else torch.contiguous_format
@@ -53,6 +55,7 @@ class Run:
             device=device,
             augmentation=task.augmentation,
             channels_last=task.channels_last,
+            part=(self.team.rank, self.team.size),
         )
         self.per_epoch = len(loader)
         self.total = task.epochs * self.per_epoch
@@ -88,6 +91,7 @@ class Run:
             seed=task.seed,
             device=device,
             half=HALF[task.precision],
+            team=self.team,
         )
         if start is not None and task.rewind_optimizer:
             restore_slots(_slots(start), kind_of(type(task.optimizer)), self.model, optimizer, self.loop.scaler)
@@ -111,7 +115,7 @@ class Run:
 
     def run(self, context: Context) -> Result:
         """Trains from where an earlier attempt was left, or from the beginning; see `Train.run`."""
-        loop = self.loop
+        loop, context = self.loop, Shared(context, self.team)
         known = self._known(context.saved())
         progress = known or Progress(self.begin)
         if progress.mask is not None:
@@ -207,10 +211,12 @@ class Run:
         progress.history.append(entry)
         if robust is not None and step < self.stop and progress.stopped is None and robust.gives_up(progress):
             progress.stopped = {"why": "patience", "detected_at": step}
+        self.team.require_equal(lambda: self.loop.state(progress), step)
 
     def _validate(self, progress: Progress) -> dict[str, float]:
         """Measures the network as it is, for the history, and keeps it if it is the best so far."""
-        score, step = validate(self.model, self.validation, self.loop.device), progress.step
+        score = self.team.first(lambda: validate(self.model, self.validation, self.loop.device))
+        step = progress.step
         if not math.isfinite(score.loss):
             raise self.loop.diverged(max(step - 1, 0), f"the validation loss is {score.loss}")
         self.loop.require_finite_weights(step)
@@ -224,7 +230,7 @@ class Run:
         return found
 
     def _withstood(self, trial: Trial, progress: Progress) -> float:
-        accuracy, images = trial.measure(self.model)
+        accuracy, images = self.team.first(lambda: trial.measure(self.model))
         progress.selection_steps += images
         return accuracy
 

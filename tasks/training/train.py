@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.component import kind_of
-from tasks.data import Dataset
+from tasks.data import Dataset, Signature
 from tasks.data.augmentation import Augmentation
 from tasks.data.augmentation.none import Unchanged
 from tasks.device import device_of, settle
@@ -25,6 +25,9 @@ from tasks.training.loop import layers_seeded_apart
 from tasks.training.robust_validation import RobustValidation
 from tasks.training.run import Run
 from tasks.training.validation import radius_of
+
+ANY = Signature(1, 1, 1, 1, (0.5,), (0.5,))
+"""Images as good as others where only a question about an objective is asked."""
 
 
 class Train(Task):
@@ -81,6 +84,10 @@ class Train(Task):
     """Compile the network for training. Part of the identity: fused kernels round differently."""
     channels_last: bool = False
     """Keep images and kernels in NHWC order. Part of the identity: other kernels round differently."""
+    world_size: int = Field(default=1, ge=1)
+    """Processes that train the network together, each with `threads` and `gpus` of its own and a contiguous part of
+    every batch. Part of the identity: gradients are added in another order, noise is drawn and batch norm normalises
+    part by part."""
 
     @model_validator(mode="after")
     def _slots_belong_to_a_place_in_the_schedule(self) -> Self:
@@ -123,6 +130,21 @@ class Train(Task):
         return self
 
     @model_validator(mode="after")
+    def _fits_several_processes(self) -> Self:
+        if self.world_size == 1:
+            return self
+        if self.batch_size < self.world_size:
+            raise ValueError(f"world_size: a batch of {self.batch_size} has no part for each of {self.world_size}")
+        if self.gpus not in (0, 1):
+            raise ValueError(f"gpus: {self.gpus:g} for each of {self.world_size} processes; allowed: 0, 1")
+        if self.objective.memory(ANY, examples=1, batch=1).state_dict():
+            raise ValueError(
+                f"world_size: {kind_of(type(self.objective))} remembers from step to step how it met its examples, and "
+                "here no process meets them all; train in one"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _watch_what_is_trained_against(self) -> Self:
         for name, watch in (("robust_validation", self.robust_validation), ("guard", self.guard)):
             try:
@@ -136,7 +158,8 @@ class Train(Task):
         """Trains up to `stop_at`, or to the end.
 
         Args:
-            context: of the step; training goes on from what an earlier attempt saved, to the same bits.
+            context: of the step; training goes on from what an earlier attempt saved, to the same bits. Of several
+                processes only the first asks its own; the `save` of another is called for it to leave with the first.
             inputs: `start`, an earlier training to start from (initial weights if absent); `mask`, a step with a
                 `mask.safetensors` (that of `start` if absent: a sparse network stays sparse); `teacher`, a training of
                 the same architecture, for an objective that learns from one.
@@ -160,7 +183,8 @@ class Train(Task):
 
         Raises:
             Diverged: the loss or a weight is NaN or infinite.
-            ValueError: fields and inputs do not fit.
+            ValueError: fields and inputs do not fit, or there are not `world_size` processes.
+            ConnectionError: another of them is gone.
         """
         if unknown := inputs.keys() - {"start", "mask", "teacher"}:
             raise ValueError(f"train has no input '{min(unknown)}'; allowed: start, mask, teacher")

@@ -1,4 +1,4 @@
-"""Ray clusters as real processes on this machine: a head and raylets, each of which can be killed, frozen or drained."""
+"""Ray clusters as real processes on this machine: a head and raylets; each can be killed, frozen or drained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -21,7 +21,9 @@ import psutil
 from cluster.settings import RAY_ENVIRONMENT
 
 RAY = str(Path(sys.executable).with_name("ray"))
-STARTING = 60.0
+STARTING = 120.0
+NODE = "HEDGEROW_TEST_NODE"
+"""The environment variable that names a node to what runs on it."""
 
 
 class Node:
@@ -56,12 +58,15 @@ class Node:
 class Cluster:
     """A head without CPUs of its own, and the nodes that were added; the settings are those that manifests ship."""
 
-    def __init__(self, token: str | None = None, dashboard: bool = False, **environment: str) -> None:
+    def __init__(
+        self, token: str | None = None, dashboard: bool = False, host: str = "127.0.0.1", **environment: str
+    ) -> None:
         self.token = token or secrets.token_hex(16)
         self.folder = Path(tempfile.mkdtemp(prefix="hedge-", dir="/tmp"))  # sockets below it must have short paths
         self.environment = {
             **os.environ,
             **RAY_ENVIRONMENT,
+            "RAY_raylet_start_wait_time_s": str(int(STARTING)),  # a busy machine is no reason to give up
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -70,6 +75,7 @@ class Cluster:
         self.dashboard_port = free_port()
         self.port = free_port()
         self.nodes: list[Node] = []
+        self.host = host
         self._count = 0
         self._dashboard = dashboard
         self.head = self.start_head()
@@ -77,23 +83,43 @@ class Cluster:
     @property
     def address(self) -> str:
         """Where the head's GCS listens."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
-    def start_head(self, *extra: str) -> Node:
+    def start_head(self, *extra: str, **environment: str) -> Node:
         """Starts the head, or another at the same address when the last is dead."""
+        with contextlib.suppress(FileNotFoundError):  # what a killed head left there keeps another from its address
+            (self.folder / "ray" / "ray_current_cluster").unlink()
         dashboard = ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port)]
         self.head = self._start(
             "head", "--head", "--port", str(self.port), "--num-cpus", "0", *extra,
-            *(dashboard if self._dashboard else ["--include-dashboard", "false"]),
+            *(dashboard if self._dashboard else ["--include-dashboard", "false"]), environment=environment,
         )  # fmt: skip
         return self.head
 
-    def add(self, cpus: int = 1, labels: Mapping[str, str] | None = None, **environment: str) -> Node:
-        """Adds a node."""
+    def add(
+        self,
+        cpus: int = 1,
+        labels: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        at: str = "",
+        options: Sequence[str] = (),
+        **environment: str,
+    ) -> Node:
+        """Adds a node.
+
+        Args:
+            cpus: that it says it has.
+            labels: that it bears.
+            prefix: words before its command line, such as those that enter a namespace.
+            at: its address, if not the cluster's.
+            options: more of `ray start`, such as `--num-gpus 1`.
+            environment: of its processes, beside the cluster's.
+        """
         marks = ["--labels", ",".join(f"{name}={value}" for name, value in labels.items())] if labels else []
+        name = f"node-{self._count}"
         node = self._start(
-            f"node-{len(self.nodes)}", "--address", self.address, "--num-cpus", str(cpus), *marks,
-            environment=environment,
+            name, "--address", self.address, "--num-cpus", str(cpus), *marks, *options,
+            environment={NODE: name, **environment}, prefix=prefix, at=at,
         )  # fmt: skip
         self.nodes.append(node)
         return node
@@ -105,14 +131,22 @@ class Cluster:
             node.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _start(self, name: str, *options: str, environment: Mapping[str, str] | None = None) -> Node:
+    def named(self, name: str) -> Node:
+        """The node of this name."""
+        return next(node for node in self.nodes if node.name == name)
+
+    def _start(
+        self, name: str, *options: str, environment: Mapping[str, str], prefix: Sequence[str] = (), at: str = ""
+    ) -> Node:
         self._count += 1
         log = self.folder / f"{self._count}-{name}.log"
         process = subprocess.Popen(
-            [RAY, "start", *options, "--block", "--disable-usage-stats", "--temp-dir", str(self.folder / "ray"),
-             "--object-store-memory", str(80 * 2**20), "--node-ip-address", "127.0.0.1"],
+            [*prefix, RAY, "start", "--block", "--disable-usage-stats",
+             "--dashboard-agent-listen-port", "0",  # or two clusters on a machine would want the same
+             "--temp-dir", str(self.folder / "ray"), "--object-store-memory", str(80 * 2**20),
+             "--node-ip-address", at or self.host, *options],
             stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True,
-            env={**self.environment, **(environment or {})},
+            env={**self.environment, **environment},
         )  # fmt: skip
         until = time.monotonic() + STARTING
         while "Ray runtime started" not in log.read_text(errors="replace"):
@@ -123,9 +157,9 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(*cpus: int, dashboard: bool = False, **environment: str) -> Iterator[Cluster]:
+def cluster(*cpus: int, dashboard: bool = False, host: str = "127.0.0.1", **environment: str) -> Iterator[Cluster]:
     """A cluster with a node for each number of CPUs, gone after the `with` block."""
-    made = Cluster(dashboard=dashboard, **environment)
+    made = Cluster(dashboard=dashboard, host=host, **environment)
     try:
         for count in cpus:
             made.add(count)

@@ -31,8 +31,13 @@ def s3_server() -> Iterator[str]:
         port = free.getsockname()[1]
     endpoint = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with tempfile.TemporaryFile() as log, pytest.MonkeyPatch.context() as environment:
+    with (
+        tempfile.TemporaryFile() as log,
+        tempfile.TemporaryDirectory() as cache,
+        pytest.MonkeyPatch.context() as environment,
+    ):
         server = subprocess.Popen(command, stdout=log, stderr=log)
+        environment.setenv("HEDGEROW_CACHE", cache)
         environment.setenv("AWS_ENDPOINT_URL", endpoint)
         environment.setenv("AWS_ACCESS_KEY_ID", "fake")
         environment.setenv("AWS_SECRET_ACCESS_KEY", "fake")

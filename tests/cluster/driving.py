@@ -16,6 +16,7 @@ from typing import Any
 from cluster.engine import Engine
 from cluster.executor import RayExecutor
 from cluster.flow import Flow, Handle
+from cluster.placement import Machine
 from cluster.session import ClusterUnreachable, session
 from cluster.store import Store
 from cluster.worker import Order, Outcome, Terms, run_step
@@ -51,6 +52,9 @@ class ThreadExecutor:
 
     def leaving(self) -> frozenset[str]:
         return frozenset()
+
+    def machines(self) -> tuple[Machine, ...]:
+        return ()
 
     def kill(self, running: Any) -> None:
         running.set_result(Outcome("failed", "preempted", "killed"))

@@ -14,7 +14,7 @@ import cluster.engine
 from cluster.engine import Stopped
 from cluster.failures import BUDGET, StepFailed
 from cluster.flow import Flow
-from cluster.ledger import Ledger
+from cluster.ledger import Ledger, folder_of
 from cluster.store import Store, StoreError
 from cluster.worker import Outcome
 from tests.cluster.driving import SHORT, Driver, ThreadExecutor, fan, fan_sum
@@ -254,8 +254,15 @@ def test_a_store_that_fails_the_driver_is_told_as_such(disk: Store, monkeypatch:
         raise StoreError(f"{path}: away")
 
     monkeypatch.setattr(disk, "get", refuse)
+    monkeypatch.setattr("cluster.engine.STORE_PATIENCE", 0.3)
+    made = driver(disk)
+    began = time.monotonic()
     with pytest.raises(StoreError, match="away"):
-        driver(disk).run(lambda flow: flow.step(Add(1)).published())
+        made.run(lambda flow: flow.step(Add(1)).published())
+    assert 0.3 <= time.monotonic() - began < 3
+    assert [news["message"] for news in made.news("waiting")] == [
+        f"{folder_of(made.events[0][1].key)}/manifest.json: away"
+    ]
 
 
 # ---- together

@@ -360,18 +360,18 @@ def _manifest() -> str:
 
 
 def test_a_publication_that_found_no_room_leaves_none_of_its_files(
-    disk: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = Ledger(disk)
+    ledger = Ledger(store)
     lease = take(ledger)
-    put = disk.put
+    put = store.put
 
     def put_until_full(path: str, data: bytes) -> None:
         if path.endswith("two.bin"):
             raise StoreError("no room")
         put(path, data)
 
-    monkeypatch.setattr(disk, "put", put_until_full)
+    monkeypatch.setattr(store, "put", put_until_full)
     with pytest.raises(StoreError, match="no room"):
         publish(ledger, lease)
-    assert [path.rsplit("/", 1)[-1] for path in disk.paths("")] == ["lease-0001.json"]
+    assert [path.rsplit("/", 1)[-1] for path in store.paths("")] == ["lease-0001.json"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from obstore.exceptions import AlreadyExistsError, GenericError
 
-from cluster.store import Store, StoreError
+from cluster.store import SIDE_BY_SIDE, Store, StoreError
 from tests.cluster import racing
+from tests.cluster.conftest import BUCKET
 
 ROOT = Path(__file__).parents[2]
 
@@ -200,6 +203,117 @@ def test_an_impossible_path_is_one_line_that_names_it(store: Store) -> None:
             act()
         assert str(failure.value).startswith("../x: ")
         assert "\n" not in str(failure.value)
+
+
+# ---- many, and large
+
+
+def test_several_objects_are_all_written(store: Store) -> None:
+    objects = {f"a/{number}": str(number).encode() for number in range(20)}
+    store.put_all(objects)
+    assert {path: store.get(path) for path in store.paths("a")} == objects
+    store.put_all({})
+
+
+class _Careful:
+    """A backend that notes what happens at once, and refuses some paths."""
+
+    def __init__(self, backend: Any, refused: str = "no such path") -> None:
+        self._backend = backend
+        self._refused = refused
+        self._lock = threading.Lock()
+        self._now = 0
+        self.most = 0
+        self.calls: list[tuple[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(path: Any, *rest: Any, **how: Any) -> Any:
+            with self._lock:
+                self._now += 1
+                self.most = max(self.most, self._now)
+                self.calls.append((name, path))
+            try:
+                time.sleep(0.02)
+                if self._refused in path:
+                    raise GenericError("no")
+                return getattr(self._backend, name)(path, *rest, **how)
+            finally:
+                with self._lock:
+                    self._now -= 1
+
+        return call
+
+
+@pytest.fixture
+def remote(s3_server: str) -> Store:
+    """An empty store on an S3 server."""
+    return Store.open(f"s3://{BUCKET}/{uuid4().hex}")
+
+
+def test_files_of_a_remote_store_travel_side_by_side_but_not_all_at_once(remote: Store) -> None:
+    backend = _Careful(remote._backend)
+    Store(remote.url, backend).put_all({f"a/{number}": b"x" for number in range(20)})
+    assert 2 < backend.most <= SIDE_BY_SIDE
+    assert len(list(remote.paths("a"))) == 20
+
+
+def test_when_one_of_several_is_refused_none_is_still_on_its_way(remote: Store) -> None:
+    backend = _Careful(remote._backend, "a/3")
+    with pytest.raises(StoreError, match=r"^a/3: no$"):
+        Store(remote.url, backend).put_all({f"a/{number}": b"x" for number in range(20)})
+    before = len(backend.calls)
+    time.sleep(0.1)
+    assert len(backend.calls) == before
+    assert backend._now == 0
+
+
+def test_many_are_removed_in_one_request(remote: Store) -> None:
+    paths = [f"a/{number}" for number in range(30)]
+    remote.put_all(dict.fromkeys(paths, b"x"))
+    backend = _Careful(remote._backend)
+    Store(remote.url, backend).delete([*paths, "nothing"])
+    assert [name for name, _ in backend.calls] == ["delete"]
+    assert list(remote.paths("a")) == []
+
+
+@pytest.mark.parametrize("size", [19_999, 20_000, 20_001, 30_000, 45_678])
+def test_a_large_object_is_read_in_parts_to_the_same_bytes(
+    remote: Store, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.store.PART", 10_000)
+    data = random.Random(size).randbytes(size)
+    remote.put("a", data)
+    backend = _Careful(remote._backend)
+    assert Store(remote.url, backend).get("a") == data
+    assert len(backend.calls) == (1 if size <= 20_000 else 1 + -(-size // 10_000))
+    assert (backend.most > 1) == (size > 20_000)
+
+
+def test_a_large_object_that_is_replaced_meanwhile_is_never_read_in_a_mixture(
+    remote: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.store.PART", 1_000)
+    remote.put("a", b"0" * 10_000)
+
+    class Replaces:
+        def __init__(self) -> None:
+            self.reads = 0
+
+        def get(self, path: str, **how: Any) -> Any:
+            self.reads += 1
+            if self.reads == 4:
+                remote.put(path, b"1" * 10_000)
+            return remote._backend.get(path, **how)
+
+    with pytest.raises(StoreError, match=r"^a: "):
+        Store(remote.url, Replaces()).get("a")
+    assert remote.get("a") == b"1" * 10_000
+
+
+def test_an_upload_of_several_parts_is_whole_or_absent(remote: Store) -> None:
+    data = random.Random(1).randbytes(11 * 2**20)  # obstore sends more than 5 MiB in parts
+    remote.put("a", data)
+    assert remote.get("a") == data
 
 
 # ---- opening

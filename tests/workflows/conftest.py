@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.placement import Machine
 from cluster.runs import Run, write_plan
 from cluster.store import Store
 from cluster.worker import Order, Outcome, run_step
@@ -51,6 +52,9 @@ class Inline:
 
     def leaving(self) -> frozenset[str]:
         return frozenset()
+
+    def machines(self) -> tuple[Machine, ...]:
+        return ()
 
     def kill(self, running: Any) -> None:
         running.cancel()

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from cluster import group
 from cluster.runs import named_steps
 from cluster.store import Store, StoreError
 from tests.workflows.conftest import SMALL, write_recipe
 from workflows.command import cli, doctor, launch
-from workflows.command.recipe import load_recipe
 
 Said = tuple[int, str, str]
 """Exit code, standard output, standard error."""
@@ -211,7 +211,7 @@ def test_a_run_whose_steps_are_all_stored_needs_no_ray(hedgerow: Call, finished:
 def test_json_is_all_that_standard_output_holds(
     hedgerow: Call, finished: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_ray", lambda address: [])
+    monkeypatch.setattr(doctor, "_ray", lambda: [])
     write_recipe(tmp_path)
     (run_id,) = finished.folders("runs")
     key = next(iter(named_steps(finished, run_id)))
@@ -251,7 +251,7 @@ def test_gc_removes_only_when_told_to(hedgerow: Call, finished: Store) -> None:
 def test_a_wrong_check_of_the_doctor_is_an_exit_code(
     hedgerow: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_ray", lambda address: [])
+    monkeypatch.setattr(doctor, "_ray", lambda: [])
     (tmp_path / "file").touch()
     code, out, _ = hedgerow("doctor", "--store", "file")
     assert code == 3
@@ -262,6 +262,18 @@ def test_more_threads_than_workers_are_refused_instead_of_waiting_for_ever(hedge
     write_recipe(tmp_path, small(threads=2))
     line = refused(hedgerow("run", "small.yaml", "--store", "store", "--workers", "1"))
     assert line == "train.threads: 2 asked for, but --workers is 1"
+
+
+def test_more_processes_than_workers_or_no_ray_train_is_refused_before_any_work(
+    hedgerow: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_recipe(tmp_path, small(world_size=2))
+    monkeypatch.setattr(group, "PACKAGES", ())
+    line = refused(hedgerow("run", "small.yaml", "--store", "store", "--workers", "1"))
+    assert line == "train.threads: 1 for each of 2 processes asked for, but --workers is 1"
+    monkeypatch.setattr(group, "PACKAGES", ("json", "no_such_package"))
+    line = refused(hedgerow("run", "small.yaml", "--store", "store", "--workers", "2"))
+    assert line.startswith("a step in several processes needs Ray Train, and no_such_package for it: ")
 
 
 def test_a_folder_for_results_that_cannot_be_is_refused_before_any_work(hedgerow: Call, tmp_path: Path) -> None:
@@ -336,14 +348,6 @@ def test_a_signal_that_was_swallowed_while_ray_started_still_stops_the_run(
     write_recipe(tmp_path)
     code, _, err = hedgerow("run", "small.yaml", "--store", "store")
     assert (code, err) == (130, "to go on: hedgerow run small.yaml --store store\n")
-
-
-def test_a_step_that_no_node_can_run_is_told() -> None:
-    recipe = load_recipe("quickstart", ["train.threads=8"])
-    plan = launch.plan_of(recipe, Store.open("memory:///"))
-    assert launch._unplaced(plan, [{"CPU": 8.0}]) == []
-    lines = launch._unplaced(plan, [{"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}])
-    assert "waiting for a node with 8 CPUs and 0 GPUs, which `train` asks for: the cluster has none now" in lines
 
 
 def test_sync_tells_what_it_pushed_as_json_too(

@@ -12,7 +12,8 @@ from cluster.store import Store
 from tasks.component import members
 from tasks.data import Dataset
 from workflows.command import doctor
-from workflows.command.doctor import Check, checks_table
+from workflows.command.check import Check, checks_table
+from workflows.command.doctor_cluster import check_cluster
 
 
 def by_name(checks: Any) -> dict[str, Check]:
@@ -68,6 +69,14 @@ def test_a_token_that_others_can_read_is_told_and_never_shown(home: Path, mode: 
     assert "secret" not in str(check.record())
 
 
+def test_a_cluster_without_a_token_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert doctor._ray_token("host:6379").state == "warn"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret-token")
+    check = doctor._ray_token("host:6379")
+    assert (check.state, "secret" in str(check.record())) == ("ok", False)
+
+
 def test_a_key_for_tracking_is_noticed_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "offline" in doctor._tracking().found
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
@@ -83,8 +92,8 @@ def test_more_threads_than_cpus_are_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (check.state, check.found) == ("warn", "OMP_NUM_THREADS=64")
 
 
-def test_nothing_listening_at_an_address_is_noticed_at_once() -> None:
-    found = by_name(doctor._ray("127.0.0.1:9"))
+def test_nothing_listening_at_an_address_is_noticed_at_once(tmp_path: Path) -> None:
+    found = by_name(check_cluster("127.0.0.1:9", str(tmp_path / "store")))
     assert found["ray session"].state == "wrong"
     assert "refused" in found["ray session"].found
 

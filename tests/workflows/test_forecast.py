@@ -16,6 +16,7 @@ class Toy:
     kind: str = "toy"
     threads: int = 1
     gpus: float = 0
+    world_size: int = 1
 
 
 def handle(key: str, *upstream: Handle, **task: Any) -> Handle:
@@ -53,6 +54,7 @@ def test_steps_that_wait_for_each_other_do_not() -> None:
 
 def test_a_step_of_several_threads_or_on_a_gpu_counts_for_what_it_keeps_busy() -> None:
     assert after_one_of(10, [handle(str(index), threads=2) for index in range(4)], cpus=2).seconds({}) == 40
+    assert after_one_of(10, [handle(str(index), world_size=2) for index in range(4)], cpus=2).seconds({}) == 40
     steps = [handle(str(index), gpus=0.5) for index in range(4)]
     assert after_one_of(10, steps, cpus=64, gpus=1).seconds({}) == 20
 

@@ -11,25 +11,33 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workflows.command.exit_codes import Exit
+from workflows.command.manifest import cluster
 from workflows.command.options import (
     DEFAULT_OUT,
+    DEFAULT_REJOIN,
     DEFAULT_STORE,
+    DEFAULT_WAIT_FOR_NODES,
     Address,
     AsJson,
     Checkpoint,
     FailFast,
     Out,
     Overrides,
+    Place,
     RecipeName,
+    Rejoin,
     StoreUrl,
     StudyUrl,
     Verify,
+    WaitForNodes,
     Wandb,
     Workers,
 )
 from workflows.command.recipe import BadRequest, Recipe
 from workflows.command.signals import stoppable
+from workflows.command.submission import app as submission
 from workflows.command.terminal import err, out, print_json, print_line, print_view, warn
+from workflows.command.top import top
 
 if TYPE_CHECKING:
     from workflows.command.launch import Options
@@ -55,6 +63,9 @@ def run(
     checkpoint: Checkpoint = 10.0,
     fail_fast: FailFast = False,
     verify: Verify = False,
+    place: Place = None,
+    wait: WaitForNodes = DEFAULT_WAIT_FOR_NODES,
+    rejoin: Rejoin = DEFAULT_REJOIN,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe, or go on where it was left: finished steps are found, not computed again."""
@@ -63,7 +74,9 @@ def run(
         from workflows.command.recipe import load_recipe
 
         loaded = load_recipe(recipe, overrides or [])
-        options = Options(store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify)
+        options = Options(
+            store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify, place or (), wait, rejoin
+        )
         _launch(loaded, options, as_json, stop_if_asked)
 
 
@@ -78,6 +91,9 @@ def resume(
     checkpoint: Checkpoint = 10.0,
     fail_fast: FailFast = False,
     verify: Verify = False,
+    place: Place = None,
+    wait: WaitForNodes = DEFAULT_WAIT_FOR_NODES,
+    rejoin: Rejoin = DEFAULT_REJOIN,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a recorded run, wherever its recipe file went."""
@@ -86,7 +102,9 @@ def resume(
         from workflows.command.launch import Options, open_store
 
         loaded = recorded_recipe(open_store(store), run_id)
-        options = Options(store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify)
+        options = Options(
+            store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify, place or (), wait, rejoin
+        )
         _launch(loaded, options, as_json, stop_if_asked)
 
 
@@ -105,6 +123,9 @@ def search(
     checkpoint: Checkpoint = 10.0,
     fail_fast: FailFast = False,
     verify: Verify = False,
+    place: Place = None,
+    wait: WaitForNodes = DEFAULT_WAIT_FOR_NODES,
+    rejoin: Rejoin = DEFAULT_REJOIN,
     as_json: AsJson = False,
 ) -> None:
     """Search a space of recipes, or go on with a search: trials share what they have in common."""
@@ -113,7 +134,9 @@ def search(
         from workflows.command.search import loaded_search
 
         loaded = loaded_search(recipe, go_on, lambda: open_store(store), overrides or [], trials)
-        options = Options(store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify, study)
+        options = Options(
+            store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify, place or (), wait, rejoin, study
+        )
         _launch(loaded, options, as_json, stop_if_asked)
 
 
@@ -204,10 +227,22 @@ def schema(
     print_json(recipe_schema(workflow))
 
 
+app.command()(top)
+app.add_typer(submission, name="submit")
+app.add_typer(cluster, name="cluster")
+
+
 @app.command()
-def doctor(store: StoreUrl = DEFAULT_STORE, address: Address = "local", as_json: AsJson = False) -> None:
-    """Check this machine, the store and the cluster, and name what is wrong."""
-    from workflows.command.doctor import check_all, checks_table
+def doctor(
+    store: StoreUrl = DEFAULT_STORE,
+    address: Annotated[
+        str, typer.Option("--address", help="Ray: `local`, `auto`, HOST:PORT, or http://HOST:PORT of a dashboard.")
+    ] = "local",
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine, the store and every node of the cluster from the inside, and name what is wrong."""
+    from workflows.command.check import checks_table
+    from workflows.command.doctor import check_all
 
     checks = check_all(store, address)
     print_json([check.record() for check in checks]) if as_json else out.print(checks_table(checks))
@@ -262,12 +297,14 @@ def sync(
 
 def main() -> None:
     """Runs the command line; every foreseeable failure is one line and an exit code."""
-    from cluster.session import ClusterUnreachable
+    from cluster.session import ClusterUnreachable, leave
     from cluster.store import StoreError
     from cluster.wandb_sink import TrackingFailed
 
     try:
         app()
+    except SystemExit as end:
+        leave(int(end.code or 0))
     except (BadRequest, ClusterUnreachable, StoreError, TrackingFailed) as error:
         for line in str(error).splitlines():
             print(f"hedgerow: {line}", file=sys.stderr)  # noqa: T201 - plain text, whatever it holds
@@ -275,9 +312,13 @@ def main() -> None:
 
 
 def _launch(recipe: Recipe, options: Options, as_json: bool, stop_if_asked: Callable[[], None]) -> None:
+    from cluster.session import is_abandoned
     from workflows.command.launch import launch
+    from workflows.command.rejoin import start_again_when_back
 
     ended = launch(recipe, options, err if as_json else out, stop_if_asked)
+    if is_abandoned() and options.address != "auto":
+        start_again_when_back(options.address, options.rejoin, warn)
     if as_json:
         print_json(
             {
@@ -319,6 +360,12 @@ def _resume_command(run: str, options: Options) -> str:
         words += ["--workers", str(options.workers)]
     if options.wandb:
         words += ["--wandb", options.wandb]
+    for place in options.place:
+        words += ["--place", place]
+    if options.wait_for_nodes != DEFAULT_WAIT_FOR_NODES:
+        words += ["--wait-for-nodes", f"{options.wait_for_nodes:g}"]
+    if options.rejoin != DEFAULT_REJOIN:
+        words += ["--rejoin", f"{options.rejoin:g}"]
     return shlex.join(words)
 
 

@@ -9,16 +9,13 @@ import secrets
 import shutil
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
 
 from cluster.session import ClusterUnreachable, session, usable_cpus
 from cluster.store import Store, StoreError
@@ -26,35 +23,15 @@ from cluster.tracking import choose_mode
 from tasks.component import members
 from tasks.data import Dataset
 from tasks.data.prepared import cache_folder
+from workflows.command.check import GIGABYTE, MEMORY_A_CPU, ROOM, SKEW, UNCONDITIONAL, Check
+from workflows.command.doctor_cluster import check_cluster, has_token
+from workflows.command.probe import try_store
 
 PACKAGES = ("torch", "torchvision", "ray", "pydantic", "obstore", "safetensors", "wandb")
 OLDEST_PYTHON = (3, 11)
-GIGABYTE = 1e9
-MEMORY_A_CPU = 1.0
-"""Gigabytes that a worker with PyTorch and a small data set takes."""
-ROOM = 5.0
-"""Gigabytes on disk below which a longer run may end for want of room."""
-PAYLOAD = 8 * 2**20
-"""Bytes that are written and read to time the store: the weights of a small network."""
-SKEW = 60.0
-"""Seconds between the clocks; object stores refuse requests at some minutes, and `gc` judges ages by theirs."""
-
-State = Literal["ok", "warn", "wrong"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    state: State
-    found: str
-    advice: str = ""
-    """What to do; empty when all is well."""
-
-    def record(self) -> dict[str, str]:
-        """As JSON."""
-        return asdict(self)
+STORE_PATIENCE = 25.0
+"""Seconds after which a store that does not answer is given up."""
+STORE_ADVICE = "check the URL, the credentials in the environment and that the server runs"
 
 
 def check_all(store_url: str, address: str) -> list[Check]:
@@ -62,32 +39,19 @@ def check_all(store_url: str, address: str) -> list[Check]:
 
     Args:
         store_url: of the store; a small object is written, read and removed.
-        address: Ray's; `local` starts a session and ends it.
+        address: Ray's; `local` starts a session and ends it, of any other every node is asked.
     """
+    store = _store(store_url)
     return [
         *_software(),
         *_machine(),
         *_disks(store_url),
-        *_store(store_url),
-        *_ray(address),
+        *store,
+        *(_ray() if address == "local" else check_cluster(address, store_url, store[0].state == "ok")),
+        _ray_token(address),
         _tracking(),
         *_data(),
     ]
-
-
-def checks_table(checks: list[Check]) -> Table:
-    """The checks for the terminal."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("check", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("found, and what to do", overflow="fold")
-    colours = {"ok": "green", "warn": "yellow", "wrong": "bold red"}
-    for check in checks:
-        said = Text(check.found)
-        if check.advice:
-            said.append(f"\n-> {check.advice}")
-        table.add_row(check.name, Text(check.state, colours[check.state]), said)
-    return table
 
 
 def _software() -> Iterator[Check]:
@@ -165,61 +129,53 @@ def _nearest_that_exists(folder: Path) -> Path:
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
-def _store(url: str) -> Iterator[Check]:
-    probe = f"probe/{secrets.token_hex(16)}"
+def _store(url: str) -> list[Check]:
+    """A store that does not answer is given up after a while: its own patience is longer."""
+    checks: list[Check] = []
+    trial = threading.Thread(target=lambda: checks.extend(_tried_store(url)), daemon=True)
+    trial.start()
+    trial.join(STORE_PATIENCE)
+    if trial.is_alive():
+        return [Check("store", "wrong", f"{url}: no answer within {STORE_PATIENCE:g} s", STORE_ADVICE)]
+    return checks
+
+
+def _tried_store(url: str) -> Iterator[Check]:
+    folder = f"probe/{secrets.token_hex(16)}"
     try:
+        found = try_store(url, folder, "here")
         store = Store.open(url)
-        one, two = (f"{writer} {secrets.token_hex(8)}".encode() for writer in ("first", "second"))
-        first, second = store.create(probe, one), store.create(probe, two)
-        kept = store.get(probe)
-        store.delete([probe])
-        speed = _speed(store, probe)
-        skew = store.clock() - time.time()
+        store.delete([f"{folder}/race"])
     except (StoreError, ValueError) as error:
-        advice = "check the URL, the credentials in the environment and that the server runs"
-        yield Check("store", "wrong", str(error), advice)
+        yield Check("store", "wrong", f"{url}: {str(error).removeprefix(f'{folder}/here: ')}", STORE_ADVICE)
         return
-    yield Check("store", "ok", f"{store.url}; {speed}")
-    if first and not second and kept == one:
+    yield Check("store", "ok", f"{store.url}; writes {found['writes']} MB/s, reads {found['reads']} MB/s")
+    if found["first"] and not found["second"] and found["kept"]:
         yield Check("conditional puts", "ok", "of two writers of one object the first wins, and the second is told")
     else:
-        advice = "use a store that honours If-None-Match: without it two drivers may overwrite each other's steps"
-        yield Check("conditional puts", "wrong", "of two writers of one object both were told that they won", advice)
-    found = f"{abs(skew):.1f} s between this machine and the store"
-    late = abs(skew) > SKEW
-    yield Check("clock", "warn" if late else "ok", found, "set this machine's clock (NTP)" if late else "")
+        said = "of two writers of one object both were told that they won"
+        yield Check("conditional puts", "wrong", said, UNCONDITIONAL)
+    skew = abs(found["ahead"])
+    late = skew > SKEW
+    advice = "set this machine's clock (NTP)" if late else ""
+    yield Check("clock", "warn" if late else "ok", f"{skew:.1f} s between this machine and the store", advice)
 
 
-def _speed(store: Store, probe: str) -> str:
-    payload = os.urandom(PAYLOAD)
-    started = time.monotonic()
-    store.put(probe, payload)
-    written = time.monotonic()
-    store.get(probe)
-    read = time.monotonic()
-    store.delete([probe])
-    rates = (PAYLOAD / 1e6 / max(seconds, 1e-6) for seconds in (written - started, read - written))
-    return "writes {:.0f} MB/s, reads {:.0f} MB/s".format(*rates)
-
-
-def _ray(address: str) -> Iterator[Check]:
+def _ray() -> Iterator[Check]:
+    """A session of our own, started and ended."""
     started = time.monotonic()
     try:
-        with session(address, cpus=1 if address == "local" else None) as ray:
+        with session("local", cpus=1) as ray:
             answer: Callable[[], Any] = lambda: 42  # noqa: E731 - what Ray runs must not need this module on the worker
             working = ray.get(ray.remote(answer).remote(), timeout=60) == 42
-            resources = ray.cluster_resources()
             seconds = time.monotonic() - started
     except ClusterUnreachable as error:
-        advice = "start the cluster, or use --address local" if address != "local" else "see Ray's logs in /tmp/ray"
-        yield Check("ray session", "wrong", str(error), advice)
+        yield Check("ray session", "wrong", str(error), "see Ray's logs in /tmp/ray")
     except Exception as error:  # whatever Ray raises when a worker does not come up
         found = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         yield Check("ray session", "wrong", found, "no worker ran: is its environment the one of this process?")
     else:
-        found = f"{address}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs; ran a task"
-        yield Check("ray session", "ok" if working else "wrong", f"{found} after {seconds:.1f} s")
-    yield _ray_token(address)
+        yield Check("ray session", "ok" if working else "wrong", f"local: ran a task after {seconds:.1f} s")
 
 
 def _ray_token(address: str) -> Check:
@@ -229,7 +185,7 @@ def _ray_token(address: str) -> Check:
         return Check("ray token", "warn", f"{file} has mode {mode:04o}", f"chmod 600 {file}")
     if address == "local":
         return Check("ray token", "ok", "a fresh one for each local session, kept in memory")
-    if os.environ.get("RAY_AUTH_MODE") == "token":
+    if os.environ.get("RAY_AUTH_MODE", "token" if has_token() else "disabled") == "token":
         return Check("ray token", "ok", "mode `token`")
     advice = "whoever reaches the cluster can run code on it: start it with RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN"
     return Check("ray token", "warn", "mode `disabled`: no token in the environment", advice)

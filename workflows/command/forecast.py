@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from statistics import mean
 
 from cluster.flow import Handle
+from cluster.step import processes_of
 
 
 class Forecast:
@@ -62,7 +63,8 @@ class Forecast:
     def _share(self, handle: Handle) -> float:
         """The part of the cluster that a step keeps busy."""
         task = handle.task
-        return max(task.threads / max(self._cpus, 1), task.gpus / self._gpus if self._gpus else 0.0)
+        share = max(task.threads / max(self._cpus, 1), task.gpus / self._gpus if self._gpus else 0.0)
+        return share * processes_of(task)
 
 
 def in_words(seconds: float | None) -> str:

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +20,23 @@ from cluster.engine import Engine, Stopped
 from cluster.executor import RayExecutor
 from cluster.failures import INFRASTRUCTURE, StepFailed
 from cluster.flow import Flow, Handle
+from cluster.group import require_ray_train
+from cluster.ledger import Published
+from cluster.owner import Owner
+from cluster.placement import Machine
 from cluster.plan import Plan, make_plan
+from cluster.profiles import Placing, Profiles
 from cluster.runs import EventLog, Run, finished_steps, write_plan
-from cluster.session import ClusterUnreachable, check_address, session, usable_cpus
-from cluster.step import key_of
+from cluster.session import ClusterUnreachable, abandon, check_address, session, usable_cpus
+from cluster.step import key_of, processes_of
 from cluster.store import Store, StoreError
 from cluster.tracking import Tracker, choose_mode
 from cluster.worker import Terms
 from workflows import Workflow
 from workflows.command.exit_codes import Exit
 from workflows.command.live import LiveView
+from workflows.command.options import DEFAULT_WAIT_FOR_NODES
+from workflows.command.placing import check_rules, refuse_impossible, rules_of
 from workflows.command.recipe import BadRequest, Recipe
 from workflows.mistakes import lines_of
 from workflows.report import Report
@@ -53,6 +60,12 @@ class Options:
     checkpoint: float = 10.0
     fail_fast: bool = False
     verify: bool = False
+    place: Sequence[str] = ()
+    """What steps need of a node, as `[KIND:]NAME=VALUE`."""
+    wait_for_nodes: float = DEFAULT_WAIT_FOR_NODES
+    """Seconds for which a step waits when no node of a cluster can run it; those of a local session never change."""
+    rejoin: float = 0.0
+    """Minutes to wait for a cluster that was lost."""
     study: str | None = None
     """Where a search shows itself as an Optuna study; in the folder of its report unless given."""
 
@@ -137,7 +150,10 @@ def launch(
     _check_address(options.address)
     store = open_store(options.store, to_run=True)
     plan = plan_of(recipe, store, options.verify)
-    _check_resources(plan, options)
+    planned = [step.handle.task for step in plan.to_run]
+    placing = Placing(rules_of(options.place, planned))
+    check_rules(placing, planned)
+    _check_resources(plan, options, placing)
     run_id = run_id_of(recipe)
     folder = options.out / run_id
     _make(folder)
@@ -159,6 +175,8 @@ def launch(
             with console.status("starting Ray" if options.address == "local" else f"joining {options.address}"):
                 ray = stack.enter_context(session(options.address, cpus=options.workers))
             stop_if_asked()
+            if options.address == "local":
+                refuse_impossible(placing, planned, [Machine.of(node) for node in ray.nodes()])
             code, problems = _run_on_ray(ray, recipe, plan, run, store, options, tracking, console, study)
     if study is not None:
         problems += study.end()
@@ -189,13 +207,14 @@ def _run_on_ray(
         driver.listeners.append(study.tell)
     tracker = Tracker.start(store.url, run.id, tracking, options.out / run.id)
     resources = ray.cluster_resources()
-    for line in _unplaced(plan, [node["Resources"] for node in ray.nodes() if node["Alive"]]):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
     cpus, gpus = resources.get("CPU", 1), resources.get("GPU", 0)
     with LiveView(console, store, plan, cpus, gpus, recipe.workflow.so_far) as view:
         driver.listeners.append(view.tell)
         driver.say = view.say
+        driver.found = {"cpus": cpus, "gpus": gpus}
         code = _run_with_signals(driver.drive())
+    if driver.lost and options.address != "local":
+        abandon()
     with console.status("waiting for W&B"):
         if warning := tracker.stop():
             driver.problems.append(warning)
@@ -218,7 +237,15 @@ class _Driver:
     def __init__(self, recipe: Recipe, store: Store, executor: Any, options: Options, run: Run) -> None:
         self._name, self._workflow = recipe.name, recipe.workflow
         self._options = options
-        self._engine = Engine(store, executor, self._tell, Terms.on(store, options.checkpoint), verify=options.verify)
+        self._engine = Engine(
+            store,
+            executor,
+            self._tell,
+            Terms.on(store, options.checkpoint),
+            verify=options.verify,
+            placing=Placing(rules_of(options.place), Profiles(store), executor.machines),
+            wait_for_nodes=options.wait_for_nodes if options.address != "local" else 0,
+        )
         self._log = EventLog(store, run.id, self._engine.driver)
         self._signal: signal.Signals | None = None
         self._failures: dict[str, StepFailed] = {}
@@ -226,13 +253,17 @@ class _Driver:
         self.listeners: list[Callable[..., None]] = []
         self.say: Callable[[str], None] = lambda line: None
         self.problems: list[str] = []
+        self.lost = False
+        """Whether the cluster answers no more."""
+        self.found: dict[str, float] = {}
+        """CPUs and GPUs of the cluster, recorded for whoever looks at the run from elsewhere."""
 
     async def drive(self) -> Exit:
         """Runs the workflow and says how it ended, as an exit code."""
         loop = asyncio.get_running_loop()
         for name in STOPS:
             loop.add_signal_handler(name, self._stop, name)
-        self._log.write("run", state="started", driver=self._engine.driver)
+        self._log.write("run", state="started", driver=self._engine.driver, owner=Owner.me().to_json(), **self.found)
         try:
             await self._workflow.run(Flow(self._engine))
             code = Exit.DONE
@@ -244,6 +275,7 @@ class _Driver:
                 self.problems.append(str(failure))
         except (StoreError, ClusterUnreachable) as error:
             self.problems.append(str(error))
+            self.lost = isinstance(error, ClusterUnreachable)
             code = Exit.INFRASTRUCTURE
         except ValueError as error:  # what the workflow met only now, such as results that do not fit each other
             self.problems.extend(f"recipe {self._name}: {line}" for line in lines_of(error))
@@ -269,6 +301,8 @@ class _Driver:
 
     def _tell(self, state: str, handle: Handle, **news: Any) -> None:
         shown = {name: value for name, value in news.items() if name != "published"}
+        if state == "published":
+            shown |= _cost(news["published"])
         if state != "asked":
             self._log.write("step", state=state, key=handle.key, kind=handle.task.kind, at=dict(handle.at), **shown)
         for listener in self.listeners:
@@ -280,6 +314,14 @@ class _Driver:
             self.problems.append(f"{failure}{log}")
             if self._options.fail_fast:
                 self._stop()
+
+
+def _cost(published: Published) -> dict[str, float]:
+    """What a step took, for whoever looks at the events alone."""
+    cost = {"seconds": published.manifest["seconds"]}
+    if "sample_steps" in published.metrics:
+        cost["sample_steps"] = published.metrics["sample_steps"]
+    return cost
 
 
 def _study_view(workflow: Workflow, run_id: str, url: str | None, folder: Path, plan: Plan) -> StudyView | None:
@@ -313,32 +355,29 @@ def _check_address(address: str) -> None:
         raise BadRequest(str(error)) from None
 
 
-def _check_resources(plan: Plan, options: Options) -> None:
+def _check_resources(plan: Plan, options: Options, placing: Placing) -> None:
     """A step that asks for more than a local session has would wait for ever."""
+    try:
+        if any(processes_of(step.handle.task) > 1 for step in plan.to_run):
+            require_ray_train()
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
     if options.address != "local":
         return
     cpus = options.workers or usable_cpus()
     limit = f"--workers is {cpus}" if options.workers else f"this machine has {cpus} CPUs"
     for step in plan.to_run:
         task = step.handle.task
-        if task.gpus > 0:
+        gpus, processes = placing.needs(task).gpus, processes_of(task)
+        each = f" for each of {processes} processes" if processes > 1 else ""
+        if gpus > 0:
             import torch  # only a plan with GPU steps needs to know
 
             found = torch.cuda.device_count()
-            if task.gpus > found:
-                raise BadRequest(f"{task.kind}.gpus: {task.gpus:g} asked for, but this machine has {found}")
-        if task.threads > cpus:
-            raise BadRequest(f"{task.kind}.threads: {task.threads} asked for, but {limit}")
-
-
-def _unplaced(plan: Plan, nodes: list[dict[str, float]]) -> list[str]:
-    """What no node of a cluster can run now: Ray waits without a word until a node joins that can."""
-    wanted = {(step.handle.task.kind, step.handle.task.threads, step.handle.task.gpus) for step in plan.to_run}
-    return [
-        f"waiting for a node with {threads} CPUs and {gpus:g} GPUs, which `{kind}` asks for: the cluster has none now"
-        for kind, threads, gpus in sorted(wanted)
-        if not any(node.get("CPU", 0) >= threads and node.get("GPU", 0) >= gpus for node in nodes)
-    ]
+            if gpus * processes > found:
+                raise BadRequest(f"{task.kind}.gpus: {gpus:g}{each} asked for, but this machine has {found}")
+        if task.threads * processes > cpus:
+            raise BadRequest(f"{task.kind}.threads: {task.threads}{each} asked for, but {limit}")
 
 
 def _make(folder: Path) -> None:

@@ -132,6 +132,8 @@ class LiveView:
             self.say(f"[{done}/{len(self._news.known)}] {handle}  {took:.1f} s  {headline(published)}".rstrip())
         elif state == "failed":  # why, and what to do about it, stands at the end
             self.say(f"failed: {handle} ({news['cause']})")
+        elif state == "unplaced":
+            self.say(f"waiting for a node: {handle}: {news['message']}")
         elif state in ("retried", "recomputed"):
             cause = f" ({news['cause']})" if "cause" in news else ""
             self.say(f"{state}: {handle}{cause}: {news['message']}")

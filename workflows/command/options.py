@@ -30,7 +30,30 @@ StudyUrl = Annotated[
         "--study", metavar="URL", help="Optuna database: sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
     ),
 ]
+Place = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--place",
+        metavar="[KIND:]NAME=VALUE",
+        help="What steps need of a node: gpus=0.25 or gpus=auto, memory=8 (GB) or memory=auto, or a label such as "
+        "ray.io/accelerator-type=H100; for all steps, or those of one kind, as in train:gpus=0.5.",
+    ),
+]
+WaitForNodes = Annotated[
+    float,
+    typer.Option(
+        "--wait-for-nodes", metavar="SECONDS", min=0, help="How long a step waits when no node of a cluster can run it."
+    ),
+]
+Rejoin = Annotated[
+    float,
+    typer.Option(
+        "--rejoin", metavar="MINUTES", min=0, help="How long to wait for the cluster at HOST:PORT when it was lost."
+    ),
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Check every stored file against its digest before reuse.")]
 
+DEFAULT_WAIT_FOR_NODES = 600.0
+DEFAULT_REJOIN = 10.0
 DEFAULT_STORE = "hedgerow-store"
 DEFAULT_OUT = Path("hedgerow-results")

@@ -1,0 +1,264 @@
+"""How runs stand right now, by their events and the leases of their steps: no Ray, and nothing that is read twice."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from cluster.ledger import Lease, Ledger, is_free
+from cluster.owner import Owner
+from cluster.runs import Run
+from cluster.standing import DriverNow, DriverState, NodeNow, Running, RunNow, StepNow, Trouble, host_of
+from cluster.store import Entry, Store
+
+WINDOW = 300.0
+"""The seconds that throughput is counted over."""
+LINGER = 3600.0
+"""Seconds for which a run without an end is shown after the last news of its driver."""
+SIDE_BY_SIDE = 16
+"""Reads at once: a remote store takes its time for each."""
+UNDER_WAY = ("started", "retried", "unplaced")
+
+
+class Overview:
+    """The runs of a store that are at work, or one run; each look costs one listing and what is new since the last."""
+
+    def __init__(self, store: Store, run_id: str = "") -> None:
+        """Prepares to look.
+
+        Args:
+            store: with the runs.
+            run_id: the one to look at, however it stands; every one that is at work, or was at an earlier look, when
+                empty.
+        """
+        self._store = store
+        self._run_id = run_id
+        self._ahead = store.clock() - time.time()
+        self._readers: dict[str, _Reader] = {}
+        self._pool = ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="overview")
+        self._open: dict[str, bool] = {}
+        """Whether a log goes on after one of its objects, by the object's path."""
+
+    def look(self) -> list[RunNow]:
+        """How the runs stand, the newest last.
+
+        Raises:
+            StoreError: the store does not answer; the next look goes on where this one stopped.
+        """
+        now = time.time() + self._ahead
+        found: dict[str, list[Entry]] = defaultdict(list)
+        for entry in self._store.entries(f"runs/{self._run_id}" if self._run_id else "runs"):
+            found[entry.path.split("/")[1]].append(entry)
+        seen = []
+        for run_id, entries in found.items():
+            if self._run_id or run_id in self._readers or self._is_at_work(entries, now):
+                if run_id not in self._readers:
+                    self._readers[run_id] = _Reader(self._store, run_id, self._pool)
+                seen.append(self._readers[run_id].look(entries, now))
+        return sorted(seen, key=lambda run: run.driver.news if run.driver else 0.0)
+
+    def _is_at_work(self, entries: Sequence[Entry], now: float) -> bool:
+        """Whether a driver of a run wrote not long ago, and no end."""
+        last: dict[str, str] = {}
+        fresh = {}
+        for entry in sorted(entries, key=lambda entry: entry.path):
+            if now - entry.modified < LINGER:
+                fresh[_driver_of(entry.path)] = True
+            if _is_log(entry.path):
+                last[_driver_of(entry.path)] = entry.path
+        return any(driver in fresh and self._goes_on(path) for driver, path in last.items())
+
+    def _goes_on(self, path: str) -> bool:
+        if path not in self._open:
+            lines = (self._store.get(path) or b"").splitlines()
+            end = json.loads(lines[-1]) if lines else {}
+            self._open[path] = not (end.get("event") == "run" and end.get("state") == "ended")
+        return self._open[path]
+
+
+class _Reader:
+    """One run: what was read of it so far, and how it stands by that."""
+
+    def __init__(self, store: Store, run_id: str, pool: ThreadPoolExecutor) -> None:
+        self._store, self._ledger, self._pool = store, Ledger(store), pool
+        self._run = Run.load(store, run_id)
+        self._read: dict[str, str] = {}
+        """The newest object that was read, by log."""
+        self._plan: float = 0.0
+        self._drivers: dict[str, DriverNow] = {}
+        self._steps: dict[str, StepNow] = {}
+        self._troubles: dict[str, Trouble] = {}
+        self._published: deque[tuple[float, float]] = deque()
+        """When, and how many sample-steps, of the publications in the window."""
+        self._began = 0.0
+        """When the newest driver did, by the store's clock."""
+        self._took: dict[str, tuple[float, int]] = {}
+        self._nodes: dict[str, tuple[str, float]] = {}
+
+    def look(self, entries: Iterable[Entry], now: float) -> RunNow:
+        """Reads what is new among the run's objects, and the leases of what is under way."""
+        fresh = []
+        for entry in sorted(entries, key=lambda entry: entry.path):
+            name = entry.path.split("/", 2)[2]
+            if name == "plan.json" and entry.modified != self._plan:
+                self._read_plan(entry)
+            elif name.startswith("beats/") or _is_log(entry.path):
+                driver = self._driver(_driver_of(entry.path))
+                driver.news = max(driver.news, entry.modified)
+                if _is_log(entry.path) and entry.path > self._read.get(driver.id, ""):
+                    fresh.append(entry)
+        self._read_events(fresh)
+        return self._standing(now)
+
+    def _driver(self, name: str) -> DriverNow:
+        return self._drivers.setdefault(name, DriverNow(name))
+
+    def _read_plan(self, entry: Entry) -> None:
+        for step in json.loads(self._store.get(entry.path) or b"[]"):
+            known = self._steps.setdefault(step["key"], StepNow(step["key"], "", {}))
+            known.kind, known.at = step["task"]["kind"], step["at"]
+            known.inputs = tuple(step["inputs"].values())
+            known.threads = step["task"].get("threads", 1) * step["task"].get("world_size", 1)
+        self._plan = entry.modified
+
+    def _read_events(self, fresh: Sequence[Entry]) -> None:
+        """Takes events in by the store's clock: those of several drivers have several."""
+        read = list(self._pool.map(self._store.get, [entry.path for entry in fresh]))
+        events = []
+        for entry, data in zip(fresh, read, strict=True):
+            driver, lines = _driver_of(entry.path), [json.loads(line) for line in (data or b"").splitlines()]
+            events += [(entry.modified + line["time"] - lines[-1]["time"], driver, line) for line in lines]
+            self._read[driver] = entry.path
+        for when, driver, event in sorted(events, key=lambda event: event[0]):
+            if event["event"] == "step":
+                self._hear_of_step(when, driver, event)
+            elif event["event"] == "run":
+                self._hear_of_driver(when, self._driver(driver), event)
+
+    def _hear_of_driver(self, when: float, driver: DriverNow, event: Mapping[str, Any]) -> None:
+        driver.ended = event["state"] == "ended"
+        if not driver.ended:
+            self._began = max(self._began, when)
+            driver.owner = Owner.from_json(event["owner"]) if "owner" in event else None
+            driver.cpus, driver.gpus = event.get("cpus", 0.0), event.get("gpus", 0.0)
+
+    def _hear_of_step(self, when: float, driver: str, event: Mapping[str, Any]) -> None:
+        step = self._steps.setdefault(event["key"], StepNow(event["key"], event["kind"], event["at"]))
+        step.state, step.driver = event["state"], driver
+        step.cause, step.message = event.get("cause", ""), event.get("message", "")
+        if step.state == "published":
+            self._published.append((when, event.get("sample_steps", 0)))
+            if "seconds" in event:
+                seconds, count = self._took.get(step.kind, (0.0, 0))
+                self._took[step.kind] = seconds + event["seconds"], count + 1
+        elif step.state in ("retried", "failed"):
+            trouble = self._troubles.setdefault(step.cause, Trouble())
+            trouble.message = step.message
+            trouble.retried += step.state == "retried"
+
+    def _standing(self, now: float) -> RunNow:
+        states = {name: driver.state(now) for name, driver in self._drivers.items()}
+        under_way = [
+            step
+            for step in self._steps.values()
+            if step.state == "waiting" or (step.state in UNDER_WAY and states[step.driver] in ("at work", "silent"))
+        ]
+        running = [step for step in self._pool.map(lambda step: self._running(step, now), under_way) if step]
+        begun = {step.key for step in running}
+        stored = [step.state for step in self._steps.values() if step.state in ("found", "published")]
+        for trouble in self._troubles.values():
+            trouble.failed = 0
+        for step in self._steps.values():
+            if step.state == "failed":
+                self._troubles[step.cause].failed += 1
+        per_minute, sample_steps = self._throughput(now)
+        driver = self._main_driver(states)
+        return RunNow(
+            id=self._run.id,
+            driver=driver,
+            driver_state=states[driver.id] if driver else None,
+            driver_silent=max(0.0, now - driver.news) if driver else 0.0,
+            steps=self._steps,
+            running=sorted(running, key=lambda step: (step.host, step.node, step.kind, step.key)),
+            nodes=self._nodes_now(running, now),
+            done=len(stored),
+            found=stored.count("found"),
+            failed=sum(step.state == "failed" for step in self._steps.values()),
+            queued=max(0, sum(step.state != "waiting" for step in under_way) - len(running)),
+            unplaced=Counter(step.message for step in under_way if step.state == "unplaced" and step.key not in begun),
+            troubles=dict(sorted(self._troubles.items())),
+            per_minute=per_minute,
+            sample_steps=sample_steps,
+            typical={kind: seconds / count for kind, (seconds, count) in self._took.items()},
+        )
+
+    def _main_driver(self, states: Mapping[str, DriverState]) -> DriverNow | None:
+        """The newest driver of those that are in the best state."""
+        rank = {"at work": 3, "silent": 2, "gone": 1, "ended": 1}
+        ranked = sorted(self._drivers.values(), key=lambda driver: (rank[states[driver.id]], driver.news))
+        return ranked[-1] if ranked else None
+
+    def _running(self, step: StepNow, now: float) -> Running | None:
+        """The holder of a step's lease, if there is one; a read or two."""
+        lease = self._ledger.current_lease(step.key, step.fence)
+        if lease is None:
+            return None
+        step.fence = lease.fence
+        if is_free(lease):
+            return None
+        beat = self._ledger.beaten(lease)
+        return _seen(step, lease, max(0.0, now - beat) if beat is not None else 0.0)
+
+    def _throughput(self, now: float) -> tuple[float, float]:
+        """Steps a minute and sample-steps a second over the window, or since the driver began in it."""
+        while self._published and self._published[0][0] < now - WINDOW:
+            self._published.popleft()
+        if not self._published:
+            return 0.0, 0.0
+        since = max(now - WINDOW, min(self._published[0][0], self._began))
+        seconds = max(now - since, 1.0)
+        return 60 * len(self._published) / seconds, sum(steps for _, steps in self._published) / seconds
+
+    def _nodes_now(self, running: Iterable[Running], now: float) -> list[NodeNow]:
+        counts: dict[str, int] = defaultdict(int)
+        for step in running:
+            for name in (step.node or step.host, *step.beside):
+                counts[name] += 1
+                host, last = self._nodes.get(name, ("", 0.0))
+                self._nodes[name] = host if name in step.beside else step.host, max(last, now - step.silent)
+        self._nodes = {name: seen for name, seen in self._nodes.items() if now - seen[1] < WINDOW or name in counts}
+        return [
+            NodeNow(name if name != host else "", host, counts[name], round(max(0.0, now - last), 1))
+            for name, (host, last) in sorted(self._nodes.items(), key=lambda node: (node[1][0], node[0]))
+        ]
+
+
+def _seen(step: StepNow, lease: Lease, silent: float) -> Running:
+    record = lease.record
+    done, total, note = record.get("progress", (0, 0, ""))
+    return Running(
+        key=step.key,
+        kind=step.kind,
+        at=step.at,
+        attempt=lease.fence,
+        node=record.get("node", ""),
+        beside=record.get("beside", ()),
+        host=host_of(Owner.from_json(record["owner"])),
+        progress=(done, total, note),
+        seconds=round(max(0.0, time.time() - record["began"]), 1) if "began" in record else None,
+        silent=round(silent, 1),
+    )
+
+
+def _is_log(path: str) -> bool:
+    return path.split("/")[2] == "events"
+
+
+def _driver_of(path: str) -> str:
+    """The driver that wrote an object of a run: `events/TIME-DRIVER-NUMBER.jsonl` or `beats/DRIVER.json`."""
+    name = path.rpartition("/")[2].partition(".")[0]
+    return name.split("-")[1] if _is_log(path) else name

@@ -1,0 +1,81 @@
+"""`--place` on the command line: mistakes before any work, and the command that goes on repeats it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.placement import GB, Machine, parse_rules
+from cluster.plan import Plan
+from cluster.profiles import Placing
+from cluster.store import Store
+from tasks.measuring.latency import MeasureLatency
+from tests.workflows.conftest import SMALL, write_recipe
+from workflows.command import cli, launch
+from workflows.command.launch import plan_of
+from workflows.command.placing import check_rules, refuse_impossible, rules_of
+from workflows.command.recipe import BadRequest, load_recipe
+
+
+def planned(folder: Path, content: Any = SMALL) -> list[Any]:
+    plan: Plan = plan_of(load_recipe(str(write_recipe(folder, content))), Store.open(str(folder / "store")))
+    return [step.handle.task for step in plan.to_run]
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("gpus=lots", "--place gpus=lots: 'lots' is no gpus; allowed: 0, a fraction"),
+        ("trian:memory=8", "--place trian:memory=8: no step is of the kind 'trian'; did you mean train?"),
+        ("train:gpus=64", "train.gpus: 64 asked for, but this machine has "),
+        ("memory", "--place memory: allowed is [KIND:]NAME=VALUE"),
+    ],
+)
+def test_a_wrong_place_is_one_line_and_exit_code_2(tmp_path: Path, place: str, reason: str) -> None:
+    recipe = str(write_recipe(tmp_path))
+    command = ["run", recipe, "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--place", place]
+    ended = CliRunner().invoke(cli.app, command)
+    assert isinstance(ended.exception, BadRequest)
+    assert str(ended.exception).startswith(reason)
+    assert "\n" not in str(ended.exception)
+    assert list(Store.open(str(tmp_path / "store")).paths("runs")) == []
+
+
+def test_every_kind_of_step_may_be_named() -> None:
+    named = rules_of(["train:memory=8", "evaluate:zone=a", "prune:memory=auto"])
+    assert [rule.kind for rule in named] == ["train", "evaluate", "prune"]
+
+
+def test_steps_whose_numbers_depend_on_their_gpus_keep_them(tmp_path: Path) -> None:
+    timed = MeasureLatency.model_validate({"data": "mnist-mini", "architecture": "lenet-300-100", "gpus": 1})
+    assert Placing(rules_of(["gpus=auto"])).needs(timed).gpus == 1
+    with pytest.raises(BadRequest, match="the gpus of `latency` are part of what it computes"):
+        check_rules(Placing(rules_of(["latency:gpus=0.5"])), [timed])
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("zone=b", "train: no node has label zone=b: nodes have a"),
+        ("train:memory=32", "train: needs 32 GB: the largest node has 16 GB"),
+    ],
+)
+def test_what_the_only_node_can_never_run_is_refused(tmp_path: Path, place: str, reason: str) -> None:
+    here = [Machine({"CPU": 2, "memory": 16 * GB}, {"zone": "a"})]
+    tasks = planned(tmp_path)
+    refuse_impossible(Placing(parse_rules(["zone=a", "memory=16"])), tasks, here)
+    with pytest.raises(BadRequest) as error:
+        refuse_impossible(Placing(parse_rules([place])), tasks, here)
+    assert str(error.value) == reason
+
+
+def test_the_command_that_goes_on_says_where_steps_run_and_how_long_nodes_are_waited_for(tmp_path: Path) -> None:
+    options = launch.Options(
+        cli.DEFAULT_STORE, cli.DEFAULT_OUT, "h:1", place=("gpus=auto", "train:zone=in(a,b)"), wait_for_nodes=60
+    )
+    assert cli._resume_command("run-1", options).startswith(
+        "hedgerow resume run-1 --address h:1 --place gpus=auto --place 'train:zone=in(a,b)' --wait-for-nodes 60"
+    )

@@ -1,0 +1,70 @@
+"""What `--place` says, checked before any work: rules that nobody can mean, and steps that no node here can run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+from cluster.placement import Machine, Rule, misfit, parse_rules
+from cluster.profiles import Placing
+from cluster.step import Runnable
+from workflows.command.recipe import BadRequest
+
+
+def rules_of(places: Iterable[str], planned: Iterable[Runnable] = ()) -> tuple[Rule, ...]:
+    """The rules that were given.
+
+    Args:
+        places: as `[KIND:]NAME=VALUE`.
+        planned: tasks whose kinds may be named beside the known ones.
+
+    Raises:
+        BadRequest: one of them has another form, or names what there is not.
+    """
+    try:
+        rules = parse_rules(places)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    if any(rule.kind for rule in rules):
+        kinds = _task_kinds() | {task.kind for task in planned}
+        for rule in rules:
+            if rule.kind and rule.kind not in kinds:
+                raise BadRequest(f"--place {rule.kind}:{rule.name}={rule.value}: {_unknown(rule.kind, kinds)}")
+    return rules
+
+
+def check_rules(placing: Placing, planned: Iterable[Runnable]) -> None:
+    """Looks whether the rules leave alone what steps compute.
+
+    Raises:
+        BadRequest: a rule would change it.
+    """
+    for task in planned:
+        try:
+            placing.needs(task)
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+
+
+def refuse_impossible(placing: Placing, planned: Iterable[Runnable], machines: Sequence[Machine]) -> None:
+    """Looks whether these nodes, which are all that there will be, can run every step.
+
+    Raises:
+        BadRequest: none can run a step.
+    """
+    for task in planned:
+        why = misfit(placing.needs(task), machines)
+        if why:
+            raise BadRequest(f"{task.kind}: {why}")
+
+
+def _task_kinds() -> set[str]:
+    from workflows.command.methods import methods_records  # imports every method
+
+    return {record["kind"] for record in methods_records() if record["family"] == "Task"}
+
+
+def _unknown(kind: str, kinds: set[str]) -> str:
+    near = get_close_matches(kind, sorted(kinds), n=1)
+    meant = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(sorted(kinds))}"
+    return f"no step is of the kind '{kind}'; {meant}"
