@@ -1,3 +1,5 @@
+"""Machines that are taken away: the notice, and the node that leaves before."""
+
 from __future__ import annotations
 
 import signal

@@ -211,7 +211,7 @@ def test_a_run_whose_steps_are_all_stored_needs_no_ray(hedgerow: Call, finished:
 def test_json_is_all_that_standard_output_holds(
     hedgerow: Call, finished: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_ray", lambda: [])
+    monkeypatch.setattr(doctor, "_ray", list)
     write_recipe(tmp_path)
     (run_id,) = finished.folders("runs")
     key = next(iter(named_steps(finished, run_id)))
@@ -251,7 +251,7 @@ def test_gc_removes_only_when_told_to(hedgerow: Call, finished: Store) -> None:
 def test_a_wrong_check_of_the_doctor_is_an_exit_code(
     hedgerow: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_ray", lambda: [])
+    monkeypatch.setattr(doctor, "_ray", list)
     (tmp_path / "file").touch()
     code, out, _ = hedgerow("doctor", "--store", "file")
     assert code == 3

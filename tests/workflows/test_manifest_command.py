@@ -1,3 +1,5 @@
+"""`hedgerow cluster manifest`: what it writes, says and refuses."""
+
 from __future__ import annotations
 
 import json

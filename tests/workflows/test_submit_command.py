@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
-import socket
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from cluster.runs import all_runs, finished_steps
-from cluster.store import Store
 from cluster.submission import JobServer, Patience, Request, follow, start
 from cluster.tree import pack
 from tests.cluster.clusters import Cluster, cluster
 from tests.workflows.conftest import write_recipe
-from workflows.command import cli
-from workflows.command.submission import remote_command
+from tests.workflows.submissions import (
+    PLANTED,
+    TALKER,
+    Called,
+    Line,
+    apart_from,
+    first_word,
+    is_talker,
+    results_of,
+    spoken,
+    submitting,
+    talk,
+    wait_for,
+)
 
-PLANTED = {
-    "AWS_SECRET_ACCESS_KEY": "planted-aws-secret-0123456789abcdefghij",
-    "WANDB_API_KEY": "planted0wandb0key0123456789abcdef0123456",
-    "RAY_AUTH_TOKEN": "planted0ray0token0123456789abcdef",
-}
-"""Secrets of the cluster and of whoever submits, to look for in all that is written."""
 PATIENT = Patience(60, lambda line: None)
-TALKER = """
-import signal, sys, time
-def bye(*signal):
-    print("bye", flush=True)
-    sys.exit(75)
-signal.signal(signal.SIGTERM, bye)
-told = dict(zip(sys.argv, sys.argv[1:]))
-lines, pause, code = int(told["--workers"]), float(told["--checkpoint"]), int(told["--wandb"])
-for number in range(lines):
-    print(f"line {number} of {lines} ε", flush=number % 7 == 0)
-    time.sleep(pause)
-sys.exit(code)
-"""
-"""Stands in for hedgerow's command line in a tree: it runs only if the files that were sent do."""
 
 
 @pytest.fixture(scope="module")
@@ -67,34 +52,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             yield made
 
 
-def apart_from(made: Cluster) -> None:
-    """Adds a node with a folder of its own, as on another machine: two in one unpack over each other's packages."""
-    made.add(1, options=["--temp-dir", str(made.folder / "node")])
-
-
 @pytest.fixture(scope="module")
 def server(head: Cluster) -> JobServer:
     return JobServer.connect(f"http://127.0.0.1:{head.dashboard_port}", head.token)
-
-
-class Called:
-    """A command line that has ended, in this process."""
-
-    def __init__(self, *words: str, cwd: Path | None = None) -> None:
-        printed, warned = io.StringIO(), io.StringIO()
-        before, here = sys.argv, Path.cwd()
-        sys.argv = ["hedgerow", *words]
-        os.chdir(cwd or here)
-        self.code: Any = 0
-        try:
-            with redirect_stdout(printed), redirect_stderr(warned):
-                cli.main()
-        except SystemExit as end:
-            self.code = int(end.code or 0)
-        finally:
-            sys.argv = before
-            os.chdir(here)
-        self.out, self.err = printed.getvalue(), warned.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -122,39 +82,10 @@ def talker(tmp_path: Path) -> Path:
     return tree
 
 
-def talk(lines: int, pause: float = 0.1, code: int = 0) -> list[str]:
-    """The command that prints so many lines, so many seconds apart, and ends with this code."""
-    options = ["--workers", str(lines), "--checkpoint", str(pause), "--wandb", str(code)]
-    return ["run", "quickstart", "--store", "/shared/store", *options]
-
-
 def begin(server: JobServer, tree: Path, words: list[str]) -> str:
     """Starts a command without following it, and gives its job's name."""
     package = pack(tree)
     return start(server, Request(tuple(words), {}, package.digest), package, PATIENT)[0].id
-
-
-def wait_for(server: JobServer, job_id: str, words: str) -> None:
-    until = time.monotonic() + 30
-    while words not in server.logs(job_id):
-        assert time.monotonic() < until, server.logs(job_id)
-        time.sleep(0.1)
-
-
-def spoken(log: str) -> list[str]:
-    return [line for line in log.splitlines() if line.startswith("line ")]
-
-
-def results_of(store: Path) -> dict[str, Any]:
-    """Metrics and files of every step of the only run of a store."""
-    opened = Store.open(str(store))
-    (run,) = all_runs(opened)
-    return {
-        step.step.key: (
-            step.step.metrics, {name: file["sha256"] for name, file in step.step.manifest["files"].items()}
-        )
-        for step in finished_steps(opened, run.id)
-    }  # fmt: skip
 
 
 def test_a_recipe_submitted_ends_with_the_bytes_of_one_run_here(finished: tuple[Path, Called], small_run: Path) -> None:
@@ -256,7 +187,7 @@ def test_a_command_that_was_killed_is_the_clusters_failure_and_submitted_again_a
     with submitting(talker, words) as process:
         name = first_word(process)
         wait_for(server, name, "line 6")
-        (victim,) = [found for found in psutil.process_iter() if _is_talker(found)]
+        (victim,) = [found for found in psutil.process_iter() if is_talker(found)]
         victim.kill()
         assert process.wait(30) == 3
     assert Called("submit", "--detach", *words, cwd=talker).out == f"{name}-2\n"
@@ -335,161 +266,3 @@ def test_a_cluster_without_a_token_is_refused_unless_insecure(tmp_path: Path, ta
         assert (refused.code, refused.err.count("\n")) == (3, 1)
         assert "--insecure" in refused.err
         assert Called("submit", "--address", address, "--insecure", *talk(1), cwd=talker).code == 0
-
-
-@pytest.fixture
-def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address where nobody listens: what gets so far as to ask ends with code 3."""
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
-    monkeypatch.delenv("HEDGEROW_STORE", raising=False)
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["run", "quickstart"], "--store: results in a folder of the head's would be lost"),
-        (["run", "quickstart", "--store", "here"], "--store here: no node of a cluster finds that"),
-        (["run", "quickstart", "--store", "memory:///"], "--store memory:///: no node"),
-        (["run", "quickstart", "--store", "s3://me:word@b/s"], "must not hold credentials"),
-        (["run", "quickstart", "--store", "s3://b/s", "--out", "here"], "--out here: it would be gone"),
-        (["run", "quickstart", "--store", "s3://b/s", "--levels", "3"], "No such option: --levels"),
-        (["run", "--store", "s3://b/s"], "run: Missing argument"),
-        (["run", "gone.yaml", "--store", "s3://b/s"], "recipe gone.yaml: there is no such file"),
-        (["run", "ignored.yaml", "--store", "s3://b/s"], "an ignore file names it"),
-        (["run", "../outside.yaml", "--store", "s3://b/s"], "--tree must be a folder that holds it"),
-        (["walk"], "'walk' is no command for a cluster; there are"),
-        (["--env", "NOT_SET_HERE", "run", "quickstart", "--store", "s3://b/s"], "--env NOT_SET_HERE: there is no such"),
-        (["--tree", "gone", "run", "quickstart", "--store", "s3://b/s"], "no such folder"),
-        (["--max-size", "0.001", "run", "quickstart", "--store", "s3://b/s"], "--max-size is 0.001 MB"),
-    ],
-)
-@pytest.mark.usefixtures("nowhere")
-def test_a_wrong_request_is_said_before_anybody_is_asked(words: list[str], said: str, tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    for path in ("tree/ignored.yaml", "outside.yaml"):
-        (tmp_path / path).write_text("kind: imp\n")
-    (tree / ".gitignore").write_text("ignored.yaml\n")
-    (tree / "data.txt").write_text("x" * 2000)
-    called = Called("submit", *words, cwd=tree)
-    assert (called.code, called.out) == (2, "")
-    assert said in called.err
-
-
-@pytest.mark.usefixtures("nowhere")
-def test_a_symlink_and_a_secret_in_the_tree_are_refused_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", PLANTED["WANDB_API_KEY"])
-    words = ["run", "quickstart", "--store", "s3://b/s"]
-    (tmp_path / "link").symlink_to("/etc/passwd")
-    linked = Called("submit", *words, cwd=tmp_path)
-    assert (linked.code, linked.err.split(":")[1]) == (2, " link")
-    (tmp_path / "link").unlink()
-    (tmp_path / "notes.txt").write_text(PLANTED["WANDB_API_KEY"])
-    held = Called("submit", *words, cwd=tmp_path)
-    assert held.code == 2
-    assert "notes.txt: holds the value of WANDB_API_KEY" in held.err
-    assert Called("submit", "--allow", "notes.txt", *words, cwd=tmp_path).code == 3  # goes so far as to ask
-    spelled = Called("submit", *words, "--study", f"postgresql://h/{PLANTED['WANDB_API_KEY']}", cwd=tmp_path)
-    assert spelled.code == 2
-    assert PLANTED["WANDB_API_KEY"] not in held.err + spelled.err
-
-
-@pytest.mark.usefixtures("nowhere")
-def test_an_address_that_does_not_answer_is_one_line_within_seconds(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("a")
-    began = time.monotonic()
-    called = Called("submit", "run", "quickstart", "--store", "s3://b/s", cwd=tmp_path)
-    assert (called.code, called.err.count("\n")) == (3, 1)
-    assert "127.0.0.1:1 does not answer" in called.err
-    assert time.monotonic() - began < 10
-
-
-def test_the_command_gets_the_clusters_address_and_a_folder_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEDGEROW_STORE", "s3://b/s")
-    asked = remote_command(["run", "quickstart", "--set", "levels=2"])
-    assert asked.words == [
-        "run", "quickstart", "--set", "levels=2", "--store", "s3://b/s", "--address", "auto",
-        "--out", "~/hedgerow-results",
-    ]  # fmt: skip
-    given = ["search", "x.yaml", "--store", "/nfs/s", "--address", "10.0.0.1:6379", "--out", "/nfs/o"]
-    assert remote_command(given).words == given
-    assert remote_command(["runs"]).words == ["runs", "--store", "s3://b/s"]
-
-
-def first_word(process: subprocess.Popen[str]) -> str:
-    """The name of the job that a process submits."""
-    assert process.stderr is not None
-    line = process.stderr.readline()
-    assert line.startswith("submitted "), line
-    return line.split()[1]
-
-
-@contextmanager
-def submitting(tree: Path, words: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process that submits and follows."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "workflows.command.cli", "submit", "--tree", str(tree), *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-class Line:
-    """A line to a port of this machine that can be cut, connections and all, and mended."""
-
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
-        self._is_cut, self._is_busy = False, threading.Event()
-        self._ends: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self, seconds: float) -> None:
-        """Cuts it for a while, in the middle of an answer."""
-        self._is_busy.clear()
-        self._is_busy.wait(10)
-        self._is_cut = True
-        for end in self._ends:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        time.sleep(seconds)
-        self._is_cut = False
-
-    def close(self) -> None:
-        self._listening.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listening.accept()
-                if self._is_cut:
-                    near.close()
-                    continue
-                far = socket.create_connection(("127.0.0.1", self._target))
-                self._ends += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
-
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(300):  # small pieces, so that an answer is cut in the middle
-                sink.sendall(data)
-                self._is_busy.set()
-                time.sleep(0.002)
-        with suppress(OSError):
-            sink.shutdown(socket.SHUT_WR)
-
-
-def _is_talker(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        words = process.cmdline()
-        return words[1:3] == ["-m", "workflows.command.cli"] and words[3] == "run" and "/shared/store" in words
-    return False

@@ -21,7 +21,7 @@ from tests.cluster.faults.trials import REPETITIONS, accepted_of, record
 from tests.workflows.chains import command, results_of, run_chain
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
-LONGER = ["--set", "train.epochs=40", "--set", "levels=1", "--set", "controls=[]"]
+LONGER = ["--set", "train.epochs=120", "--set", "levels=1", "--set", "controls=[]"]
 """Steps of more seconds than it takes to announce that a node will go, and until the driver looks for it."""
 
 
@@ -42,7 +42,7 @@ def made() -> Iterator[Cluster]:
 
 @contextmanager
 def training(made: Cluster, folder: Path) -> Iterator[tuple[subprocess.Popen[str], str, dict[str, Any]]]:
-    """The chain at work: its driver, the key of a training step with a checkpoint, and the record of its lease."""
+    """The chain at work: its driver, the key of a training step with some checkpoints, and the record of its lease."""
     folder.mkdir(parents=True)
     while len(made.nodes) < 2:
         made.add(1)
@@ -65,7 +65,7 @@ def training(made: Cluster, folder: Path) -> Iterator[tuple[subprocess.Popen[str
 def _saved(folder: Path) -> tuple[str, dict[str, Any]] | None:
     for path in (folder / "store" / "steps").glob("*/*/lease-0001.json"):
         lease = json.loads(path.read_text())
-        if lease["state"] == "held" and lease["task"]["kind"] == "train" and lease.get("saves", 0) >= 1:
+        if lease["state"] == "held" and lease["task"]["kind"] == "train" and lease.get("saves", 0) >= 3:
             return path.parent.name, lease
     return None
 

@@ -1,3 +1,5 @@
+"""KubeRay manifests against the schemas of Kubernetes and of KubeRay, and against what its controller asks."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Files for `ray up`, against the schema and the checks that come with Ray."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The controller's rules that no schema holds: each has a manifest that breaks it."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

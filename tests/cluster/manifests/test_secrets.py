@@ -1,3 +1,5 @@
+"""No manifest holds a secret."""
+
 from __future__ import annotations
 
 import re

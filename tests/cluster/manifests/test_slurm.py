@@ -1,3 +1,5 @@
+"""The batch script, with stand-ins for Slurm's commands."""
+
 from __future__ import annotations
 
 import subprocess
