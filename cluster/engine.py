@@ -20,8 +20,8 @@ from cluster.store import Store, StoreError
 from cluster.watch import Pulse, Watch
 from cluster.worker import EVERYBODY, Order, Outcome, Terms, ask_to_leave, forget_leaving
 
-IN_FLIGHT = 256
-"""Attempts handed to the executor at once: enough to keep it busy, few enough to keep the driver small."""
+IN_FLIGHT = 1024
+"""Attempts handed to the executor at once: enough to keep a large cluster busy, few enough to keep the driver small."""
 STORE_PATIENCE = 120.0
 """Seconds for which a driver asks a store again that does not answer, beyond what the store's client tries itself."""
 

@@ -65,11 +65,12 @@ class Machine:
 
     resources: Mapping[str, float]
     labels: Mapping[str, str]
+    id: str = ""
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Machine:
         """The node that `ray.nodes()` tells of."""
-        return cls(record["Resources"], record.get("Labels") or {})
+        return cls(record["Resources"], record.get("Labels") or {}, record["NodeID"])
 
     def bears(self, labels: Iterable[tuple[str, str]]) -> bool:
         """Whether it meets these label selectors."""

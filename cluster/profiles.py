@@ -184,15 +184,19 @@ class Placing:
 
 
 def sort_of(task: Runnable) -> str:
-    """A name for all steps that take the same memory: what the task computes, whatever its seeds."""
-    identity = json.dumps(_seedless(task.identity()), sort_keys=True, separators=(",", ":"))
+    """A name for all steps that take the same memory: what the task computes, whatever its seeds and rates.
+
+    Sizes are whole numbers; a search over learning rates or radii need not measure each of them.
+    """
+    identity = json.dumps(_sizes(task.identity()), sort_keys=True, separators=(",", ":"))
     return f"{task.kind}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
-def _seedless(value: Any) -> Any:
+def _sizes(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _seedless(of) for name, of in value.items() if name != "seed" and not name.endswith("_seed")}
-    return [_seedless(each) for each in value] if isinstance(value, list | tuple) else value
+        sizes = {name: _sizes(of) for name, of in value.items() if name != "seed" and not name.endswith("_seed")}
+        return {name: of for name, of in sizes.items() if not isinstance(of, float)}
+    return [_sizes(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _may_move(task: Runnable, rule: Rule) -> bool:

@@ -60,8 +60,9 @@ class Watch:
     async def outcome(self, order: Order, running: Any, unplaced: Callable[[str], None]) -> Outcome:
         """Waits for an attempt, but not for one whose heart stopped; asks one to leave whose node will go.
 
-        One that has not started ends as `unplaced` when no node could run it for too long, and as `outgrown` when its
-        needs are known better by now.
+        One that has not started ends as `unplaced` when no node could run it for too long, and as `outgrown` when it
+        should be asked for anew: its needs are known better by now, or a node is gone that may have taken it along,
+        of which Ray does not always tell.
 
         Args:
             order: the attempt.
@@ -70,7 +71,7 @@ class Watch:
         """
         waiting = asyncio.ensure_future(self._executor.outcome(running))
         pulse = Pulse(self._ttl)
-        fence, began = order.over + 1, False
+        fence, began, nodes = order.over + 1, False, self._nodes()
         try:
             while True:
                 either: set[asyncio.Future[Any]] = {waiting, self._news()}
@@ -81,7 +82,7 @@ class Watch:
                     lease = await asyncio.to_thread(self._ledger.current_lease, order.key, fence)
                     if lease is None or lease.record["attempt"] != order.attempt:
                         passed = lease is not None and (began or await self._is_published(order.key))
-                        ended = PASSED_OVER if passed else self._in_queue(order, unplaced)
+                        ended = PASSED_OVER if passed else self._in_queue(order, nodes, unplaced)
                         if ended is None:
                             continue
                         self._executor.kill(running)
@@ -108,9 +109,13 @@ class Watch:
             self._learned = asyncio.get_running_loop().create_future()
         return self._learned
 
-    def _in_queue(self, order: Order, unplaced: Callable[[str], None]) -> Outcome | None:
+    def _nodes(self) -> set[str]:
+        return {machine.id for machine in self._executor.machines()}
+
+    def _in_queue(self, order: Order, nodes: set[str], unplaced: Callable[[str], None]) -> Outcome | None:
         """What becomes of an attempt that has not started, if it is not to wait on."""
-        if order.needs.provisional and self._placing.needs(order.task) != order.needs:
+        outgrown = order.needs.provisional and self._placing.needs(order.task) != order.needs
+        if outgrown or not nodes <= self._nodes():
             return Outcome("outgrown")
         why = misfit(order.needs, self._executor.machines())
         say, end = self._unplaced.look(order.needs, why)

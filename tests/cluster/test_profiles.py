@@ -51,6 +51,8 @@ def test_steps_that_differ_in_their_seeds_are_of_one_sort_and_others_are_not() -
     assert first.startswith("train-")
     for same in ({"seed": 7}, {"init_seed": 3}, {"gpus": 1}, {"data": {"kind": "mnist-mini", "split_seed": 4}}):
         assert sort_of(Train.model_validate({**base, **same})) == first
+    other_rate = {"optimizer": {"kind": "sgd", "learning_rate": 0.2}}
+    assert sort_of(Train.model_validate({**base, **other_rate})) == first
     for other in ({"batch_size": 64}, {"architecture": "conv-2"}, {"objective": {"kind": "pgd", "epsilon": 0.1}}):
         assert sort_of(Train.model_validate({**base, **other})) != first
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from workflows.command.study_view import StudyView
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
+REQUESTS = 64
+"""Requests to the store under way at once: asyncio's own few threads would queue before a distant store."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,7 @@ class _Driver:
     async def drive(self) -> Exit:
         """Runs the workflow and says how it ended, as an exit code."""
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(REQUESTS, thread_name_prefix="store"))
         for name in STOPS:
             loop.add_signal_handler(name, self._stop, name)
         self._log.write("run", state="started", driver=self._engine.driver, owner=Owner.me().to_json(), **self.found)

@@ -53,13 +53,13 @@ def training(made: Cluster, folder: Path) -> Iterator[tuple[subprocess.Popen[str
     try:
         until = time.monotonic() + 120
         while not (found := _saved(folder)):
-            assert driver.poll() is None, driver.communicate()[0]
+            assert driver.poll() is None, driver.stdout and driver.stdout.read()
             assert time.monotonic() < until
             time.sleep(0.02)
         yield driver, *found
     finally:
         driver.kill()
-        driver.communicate()
+        driver.wait()
 
 
 def _saved(folder: Path) -> tuple[str, dict[str, Any]] | None:
@@ -83,7 +83,7 @@ def finish(driver: subprocess.Popen[str], folder: Path, key: str, struck: float)
             recovery = time.monotonic() - struck
         assert time.monotonic() - struck < 200
         time.sleep(0.02)
-    assert driver.returncode == 0, driver.communicate()[0]
+    assert driver.returncode == 0, driver.stdout and driver.stdout.read()
     return recovery
 
 

@@ -27,6 +27,8 @@ class Node(Machine):
         self.draining = False
         self.known_dead = False
         """The head gave it up; if it comes back, its raylet ends itself."""
+        self.boots = 0
+        """A raylet that starts has a new name, whatever ran there before."""
         self.idle: list[Process] = []
         self.executions: dict[Process, Execution] = {}
         self.mail: list[tuple[Execution, Callable[[], None]]] = []
@@ -163,14 +165,15 @@ class Fleet:
         self.on_crash(node)
 
     def _tell_of(self, lost: list[Execution]) -> None:
-        """Of what was at work the head may say nothing for ever; of what had no lease to be watched by, it tells."""
+        """Of what was at work the head may say nothing for ever."""
         for execution in lost:
-            if not self.referee.is_leased(execution.label) or self.world.chance(self.tells_of_death):
+            if self.world.chance(self.tells_of_death):
                 self._deliver(execution.attempt, Outcome("failed", "node", "its node died"))
 
     def boot(self, node: Node) -> None:
         self.world.note("boot of", node.name)
         node.alive, node.draining, node.known_dead, node.free = True, False, False, node.slots
+        node.boots += 1
         self.world.after(0.0, self.dispatch)
 
     def suspect(self, node: Node) -> None:
@@ -276,4 +279,4 @@ class SimulatedExecutor:
 
     def machines(self) -> Sequence[placement.Machine]:
         well = [node for node in self._fleet.nodes if node.alive and not node.draining and not node.known_dead]
-        return [placement.Machine({"CPU": node.slots}, {}) for node in well]
+        return [placement.Machine({"CPU": node.slots}, {}, f"{node.name}-{node.boots}") for node in well]

@@ -165,11 +165,6 @@ class Referee:
         if parts[3].startswith("lease-"):
             self.damaged.add(f"lease {parts[2]}")
 
-    def is_leased(self, label: Label) -> bool:
-        """Whether an execution holds a lease that can be read."""
-        held = any(holding.label is label for holding in self.leases.values())
-        return held and f"lease {label.key}" not in self.damaged
-
     # what drivers tell and workers do
 
     def on_compute(self, key: str, inputs: Mapping[str, str]) -> None:
