@@ -13,12 +13,12 @@ from cluster.executor import Executor
 from cluster.failures import Budget, StepFailed
 from cluster.flow import Handle
 from cluster.ledger import Damaged, Ledger, Published, is_free
-from cluster.placement import with_gpus
+from cluster.placement import Turns, with_gpus
 from cluster.profiles import Placing
 from cluster.step import Recorded
 from cluster.store import Store, StoreError
 from cluster.watch import Pulse, Watch
-from cluster.worker import EVERYBODY, Order, Outcome, Terms, ask_to_leave, forget_leaving
+from cluster.worker import EVERYBODY, Order, Outcome, Terms, forget_leaving
 
 IN_FLIGHT = 1024
 """Attempts handed to the executor at once: enough to keep a large cluster busy, few enough to keep the driver small."""
@@ -67,6 +67,7 @@ class Engine:
         self._placing = placing or Placing()
         self._watch = Watch(self._ledger, executor, self.driver, self._terms.ttl, self._placing, wait_for_nodes)
         self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._turns = Turns(executor.machines)
         self._attempts = 0
         self._running: dict[str, Any] = {}
         self._stopping = asyncio.Event()
@@ -115,7 +116,7 @@ class Engine:
         self._stopping.set()
         if self._running:
             with contextlib.suppress(StoreError):  # then nobody hears it, and all are ended below
-                await asyncio.to_thread(ask_to_leave, self._store, self.driver, [EVERYBODY])
+                await self._watch.ask_to_leave(EVERYBODY)
         patience = time.monotonic() + self._terms.farewell
         while self._running and time.monotonic() < patience:
             await asyncio.sleep(0.05)
@@ -155,9 +156,9 @@ class Engine:
             self._watch.look_again()
 
     async def _attempt(self, handle: Handle, over: int, starved: int) -> tuple[Outcome, str]:
-        async with self._slots:
-            if self._placing.looks_up(handle.task):
-                await asyncio.to_thread(self._placing.load, handle.task)
+        if self._placing.looks_up(handle.task):
+            await asyncio.to_thread(self._placing.load, handle.task)
+        async with self._slots, self._turns.turn(self._placing.needs(handle.task, starved)):
             if self._stopping.is_set():
                 raise Stopped
             self._attempts += 1
@@ -199,15 +200,18 @@ class Engine:
         self._tell("waiting", handle)
         pulse = Pulse(self._terms.ttl)
         while not self._stopping.is_set():
+            asked = time.monotonic()
             published = await self._find(handle)
             if published is not None:
                 return published, 0
             lease = await self._ask(handle, self._ledger.current_lease, handle.key)
             if lease is None or is_free(lease):
                 return None, 0
+            if time.monotonic() - asked > self._terms.ttl / 3:  # the store was away, and the holder's beats with it
+                pulse.could_not_look()
             if pulse.stopped(lease.record["beat"], lease.fence):
                 return None, lease.fence
-            await asyncio.sleep(min(0.25, self._terms.ttl / 10))
+            await asyncio.sleep(self._terms.beat / 4)
         raise Stopped
 
     async def _after_failure(self, handle: Handle, outcome: Outcome, attempt: str, budget: Budget) -> int:

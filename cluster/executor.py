@@ -66,6 +66,8 @@ class RayExecutor:
         Its name is its kind alone: Ray's driver keeps metrics for every name for ever, kilobytes each.
         """
         task = order.task
+        if self._head is None:
+            self._head = _Head(self._patience / 20)
         if task.threads == 0:
             return asyncio.get_running_loop().run_in_executor(None, run_step, order)
         if order.needs.processes > 1:  # which take what they need themselves; this one waits for them
@@ -99,8 +101,7 @@ class RayExecutor:
 
     async def _until_lost(self) -> str:
         """Waits until Ray's head has been silent for too long, and says so."""
-        self._head = head = _Head(self._patience / 20)
-        while head.silence() < self._patience:
+        while self._head is not None and self._head.silence() < self._patience:
             await asyncio.sleep(self._patience / 20)
         address = self._ray.get_runtime_context().gcs_address
         return f"Ray's head at {address} has not answered for {self._patience:g} s"

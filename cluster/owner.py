@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ class Owner:
     """Host name, boot and process-id namespace: process numbers mean something only within all three."""
     pid: int
     started: float
-    """Seconds since the epoch, as the operating system counts them."""
+    """When, as the operating system counts: on Linux in ticks since it booted, which no change of the clock moves."""
 
     @classmethod
     def me(cls) -> Owner:
@@ -41,15 +42,23 @@ class Owner:
         if self.host != _this_host():
             return False
         try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.started) > 1 or process.status() == psutil.STATUS_ZOMBIE
+            ended = psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+            return ended or abs(_started(self.pid) - self.started) > 1
         except psutil.NoSuchProcess:
             return True
 
 
 @cache
 def _owner(pid: int) -> Owner:
-    return Owner(host=_this_host(), pid=pid, started=psutil.Process(pid).create_time())
+    return Owner(host=_this_host(), pid=pid, started=_started(pid))
+
+
+def _started(pid: int) -> float:
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.exists():
+        with contextlib.suppress(OSError):  # gone since
+            return float(stat.read_text().rpartition(")")[2].split()[19])
+    return psutil.Process(pid).create_time()
 
 
 @cache

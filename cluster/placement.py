@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -194,6 +196,43 @@ def misfit(needs: Needs, machines: Sequence[Machine]) -> str:
     return ""
 
 
+class Turns:
+    """Lets no more groups of processes be asked for than nodes have room for: each that waits holds a process."""
+
+    def __init__(self, machines: Callable[[], Sequence[Machine]]) -> None:
+        """Nobody is at work yet.
+
+        Args:
+            machines: the nodes as far as they are known.
+        """
+        self._machines = machines
+        self._taken = 0
+
+    @contextlib.asynccontextmanager
+    async def turn(self, needs: Needs) -> AsyncIterator[None]:
+        """Waits until it is the turn of an attempt with these needs; that of a single process always is."""
+        if needs.processes == 1:
+            yield
+            return
+        while self._taken >= max(1, self._room(needs)):
+            await asyncio.sleep(1.0)
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+    def _room(self, needs: Needs) -> int:
+        return (
+            sum(machine.room(needs.amounts) for machine in self._machines() if machine.bears(needs.labels))
+            // needs.processes
+        )
+
+
+UNSEEN = 60.0
+"""Seconds without a look after which what was impossible before says nothing any more."""
+
+
 class Unplaced:
     """The driver's patience with needs that no node can meet: said once for each sort of needs, and not for ever."""
 
@@ -207,6 +246,7 @@ class Unplaced:
         self._wait = wait
         self._clock = clock
         self._since: dict[Needs, float] = {}
+        self._looked: dict[Needs, float] = {}
         self._said: set[Needs] = set()
 
     def look(self, needs: Needs, why: str) -> tuple[bool, str]:
@@ -219,11 +259,14 @@ class Unplaced:
         Returns:
             whether to say so now, and the end of its patience, in words, if that is reached.
         """
-        if not why:
+        now = self._clock()
+        if not why or now - self._looked.get(needs, now) > UNSEEN:  # meanwhile such attempts have begun
             self._since.pop(needs, None)
             self._said.discard(needs)
+        self._looked[needs] = now
+        if not why:
             return False, ""
-        lasted = self._clock() - self._since.setdefault(needs, self._clock())
+        lasted = now - self._since.setdefault(needs, now)
         if lasted >= self._wait:
             waited = f"; waited {self._wait:g} s for one that can (--wait-for-nodes)" if self._wait else ""
             return False, f"no node can run it: {why}{waited}"

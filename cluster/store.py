@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -51,6 +52,10 @@ class Entry:
     """When it was written, in seconds since the epoch by the store's clock."""
 
 
+BRIEF = 4.0
+"""Seconds for a request that must not hold up its sender: a lease lives for a few of them."""
+
+
 class Store:
     """Objects by path. Every write is whole or absent; `create` has one winner, whoever asks and from wherever."""
 
@@ -88,6 +93,16 @@ class Store:
     def is_remote(self) -> bool:
         """Whether every request goes over a network and may cost money."""
         return urlsplit(self.url).scheme in ("s3", "gs", "az")
+
+    @cached_property
+    def brief(self) -> Store:
+        """The same store for what is worth nothing when it comes late: its requests end within seconds."""
+        if not self.is_remote:
+            return self
+        options = _options(urlsplit(self.url).scheme, os.environ)
+        options["client_options"]["timeout"] = timedelta(seconds=BRIEF)
+        options["retry_config"] |= {"max_retries": 1, "retry_timeout": timedelta(seconds=BRIEF)}
+        return Store(self.url, from_url(self.url, **options))
 
     def put(self, path: str, data: bytes) -> None:
         """Writes or replaces an object."""

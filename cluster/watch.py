@@ -55,7 +55,8 @@ class Watch:
         self._unplaced = Unplaced(wait_for_nodes)
         self._learned: asyncio.Future[None] | None = None
         self._asked: set[str] = set()
-        """Attempts that were asked to leave their node, and have not yet."""
+        """Attempts that were asked to leave their node, and have not yet; or `EVERYBODY`."""
+        self._asking = asyncio.Lock()
 
     async def outcome(self, order: Order, running: Any, unplaced: Callable[[str], None]) -> Outcome:
         """Waits for an attempt, but not for one whose heart stopped; asks one to leave whose node will go.
@@ -71,7 +72,7 @@ class Watch:
         """
         waiting = asyncio.ensure_future(self._executor.outcome(running))
         pulse = Pulse(self._ttl)
-        fence, began, nodes = order.over + 1, False, self._nodes()
+        fence, began, queue = order.over + 1, False, _Queue(self._present())
         try:
             while True:
                 either: set[asyncio.Future[Any]] = {waiting, self._news()}
@@ -82,7 +83,7 @@ class Watch:
                     lease = await asyncio.to_thread(self._ledger.current_lease, order.key, fence)
                     if lease is None or lease.record["attempt"] != order.attempt:
                         passed = lease is not None and (began or await self._is_published(order.key))
-                        ended = PASSED_OVER if passed else self._in_queue(order, nodes, unplaced)
+                        ended = PASSED_OVER if passed else self._in_queue(order, queue, unplaced)
                         if ended is None:
                             continue
                         self._executor.kill(running)
@@ -109,13 +110,14 @@ class Watch:
             self._learned = asyncio.get_running_loop().create_future()
         return self._learned
 
-    def _nodes(self) -> set[str]:
-        return {machine.id for machine in self._executor.machines()}
+    def _present(self) -> set[str]:
+        """The nodes that are alive, also those that are being drained."""
+        return {machine.id for machine in self._executor.machines()} | set(self._executor.leaving())
 
-    def _in_queue(self, order: Order, nodes: set[str], unplaced: Callable[[str], None]) -> Outcome | None:
+    def _in_queue(self, order: Order, queue: _Queue, unplaced: Callable[[str], None]) -> Outcome | None:
         """What becomes of an attempt that has not started, if it is not to wait on."""
         outgrown = order.needs.provisional and self._placing.needs(order.task) != order.needs
-        if outgrown or not nodes <= self._nodes():
+        if outgrown or queue.lost_a_node(self._present(), self._ttl):
             return Outcome("outgrown")
         why = misfit(order.needs, self._executor.machines())
         say, end = self._unplaced.look(order.needs, why)
@@ -135,5 +137,29 @@ class Watch:
         attempt = lease.record["attempt"]
         nodes = {lease.record.get("node"), *lease.record.get("beside", ())}
         if attempt not in self._asked and nodes & set(self._executor.leaving()):
+            await self.ask_to_leave(attempt)
+
+    async def ask_to_leave(self, attempt: str) -> None:
+        """Asks an attempt, or `EVERYBODY`, to save its state and leave; who was asked before stays asked.
+
+        Raises:
+            StoreError: the store does not take it; then nobody hears it.
+        """
+        async with self._asking:  # the last to write must have heard of all
+            await asyncio.to_thread(ask_to_leave, self._ledger.store, self._driver, {*self._asked, attempt})
             self._asked.add(attempt)
-            await asyncio.to_thread(ask_to_leave, self._ledger.store, self._driver, self._asked)
+
+
+class _Queue:
+    """The nodes that an attempt may have been sent to while it has no lease: Ray does not always tell when one dies."""
+
+    def __init__(self, present: set[str]) -> None:
+        self._nodes = present
+        self._lost: float | None = None
+
+    def lost_a_node(self, present: set[str], patience: float) -> bool:
+        """Whether one is gone, and Ray had time to tell what went with it."""
+        self._nodes = self._nodes | present
+        if self._lost is None and self._nodes != present:
+            self._lost = time.monotonic()
+        return self._lost is not None and time.monotonic() - self._lost > patience

@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -200,6 +201,7 @@ class _Heart:
 
     def __init__(self, ledger: Ledger, lease: Lease, order: Order) -> None:
         self._ledger = ledger
+        self._beats = Ledger(ledger.store.brief)
         self._lease = lease
         self._order = order
         self._due = time.monotonic() + order.terms.checkpoint
@@ -253,12 +255,11 @@ class _Heart:
 
     def _beat(self) -> None:
         while not self._over.wait(self._order.terms.beat):
-            try:
-                self._ledger.beat(self._lease, saves=self.saves, progress=self._progress)
-                if _is_asked_to_leave(self._ledger.store, self._order):
+            with suppress(StoreError):  # a store that is away for a moment must not end the step
+                self._beats.beat(self._lease, saves=self.saves, progress=self._progress)
+            with suppress(StoreError):
+                if _is_asked_to_leave(self._beats.store, self._order):
                     self._leave.set()
-            except StoreError:  # a store that is away for a moment must not end the step
-                continue
 
 
 def _keep_log(order: Order, error: BaseException) -> str:

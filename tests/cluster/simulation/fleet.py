@@ -28,11 +28,15 @@ class Node(Machine):
         self.known_dead = False
         """The head gave it up; if it comes back, its raylet ends itself."""
         self.boots = 0
-        """A raylet that starts has a new name, whatever ran there before."""
         self.idle: list[Process] = []
         self.executions: dict[Process, Execution] = {}
         self.mail: list[tuple[Execution, Callable[[], None]]] = []
         """What waits for its network to heal, and of what it tells."""
+
+    @property
+    def id(self) -> str:
+        """A raylet that starts has a new name, whatever ran there before."""
+        return f"{self.name}-{self.boots}"
 
 
 @dataclass(eq=False)
@@ -110,7 +114,7 @@ class Fleet:
 
         def work() -> None:
             self.world.sleep(self.world.uniform(0.001, 0.03))
-            outcome = worker.run_step(order, node.name)
+            outcome = worker.run_step(order, node.id)
             self.world.note("outcome", order.attempt, order.key[:8], outcome.state, outcome.cause, outcome.message)
             del node.executions[process]
             node.free += 1
@@ -275,8 +279,8 @@ class SimulatedExecutor:
             self._fleet.cancel(running)
 
     def leaving(self) -> Collection[str]:
-        return {node.name for node in self._fleet.nodes if node.draining}
+        return {node.id for node in self._fleet.nodes if node.draining}
 
     def machines(self) -> Sequence[placement.Machine]:
         well = [node for node in self._fleet.nodes if node.alive and not node.draining and not node.known_dead]
-        return [placement.Machine({"CPU": node.slots}, {}, f"{node.name}-{node.boots}") for node in well]
+        return [placement.Machine({"CPU": node.slots}, {}, node.id) for node in well]

@@ -249,6 +249,7 @@ def patched(simulation: Simulation) -> Iterator[None]:
         (ledger, "datetime", Datetime(time)),
         (owner, "psutil", _Psutil(world)),
         (owner, "_this_host", host),
+        (owner, "_started", lambda pid: owner.psutil.Process(pid).create_time()),
         (Owner, "me", classmethod(me)),
         (asyncio, "to_thread", to_thread),
     ]
