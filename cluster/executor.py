@@ -169,5 +169,8 @@ def _run_on_node(order: Order) -> Outcome:
 
 
 def _first_line(error: Exception) -> str:
+    """What Ray says of a failure, without its advice about tools of its own."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if "RayTaskError" in type(error).__name__ else (lines[0] if lines else type(error).__name__)
+    if "RayTaskError" in type(error).__name__:
+        return lines[-1]
+    return lines[0].partition(". ")[0] if lines else type(error).__name__

@@ -130,8 +130,9 @@ def check_address(address: str) -> None:
         ValueError: it is neither `local` nor `auto` nor `HOST:PORT`.
     """
     host, _, port = address.rpartition(":")
-    if address not in ("local", "auto") and not (host and port.isdigit()):
-        raise ValueError(f"--address {address}: allowed are `local`, `auto` and HOST:PORT")
+    named = host and "/" not in host and port.isdigit() and 0 < int(port) < 65536
+    if address not in ("local", "auto") and not named:
+        raise ValueError(f"--address {address}: allowed are `local`, `auto` and HOST:PORT, where Ray's GCS listens")
 
 
 def check_head(address: str) -> None:
@@ -155,8 +156,8 @@ def check_head(address: str) -> None:
             check(b"", timeout=5, metadata=[(name.lower(), value) for name, value in token.items()])
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                wrong = "the cluster refuses RAY_AUTH_TOKEN" if token else "the cluster wants a token"
-                why = f"{wrong} (set the one that it was started with)"
+                wrong = f"the cluster refuses the token in {_token_place()}" if token else "the cluster wants a token"
+                why = f"{wrong} (set RAY_AUTH_TOKEN to the one that it was started with)"
             elif error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 why = (
                     "somebody listens, but does not answer as Ray's head does (is it the right port, and the head up?)"
@@ -168,6 +169,13 @@ def check_head(address: str) -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _token_place() -> str:
+    """Where Ray has found its token: it looks here in this order."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    return os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
 
 
 def _has_token() -> bool:

@@ -18,6 +18,7 @@ import pytest
 
 from cluster import engine
 from cluster.flow import Flow, Handle
+from cluster.worker import Terms
 from tests.cluster.simulation.clocks import Loop
 from tests.cluster.simulation.disk import Weather
 from tests.cluster.simulation.referee import Referee
@@ -78,7 +79,14 @@ class Measured:
     """One run of a workflow: what it took, and how it grew."""
 
     def __init__(self, workflow: Any, slots: int, latency: dict[str, float]) -> None:
-        self.simulation = Simulation(1, nodes=10, slots=slots // 10, weather=Weather(usual=latency), referee=Unjudged)
+        self.simulation = Simulation(
+            1,
+            nodes=10,
+            slots=slots // 10,
+            weather=Weather(usual=latency),
+            referee=Unjudged,
+            terms=Terms(beat=3.0 if latency is S3 else 1.0),
+        )
         self.simulation.collecting = True
         self.published = 0
         self.loop_seconds = 0.0
@@ -122,7 +130,8 @@ class Measured:
 
     def tell(self, name: str) -> None:
         virtual = self.simulation.world.now
-        growth = (self.resident[-1] - self.resident[0]) / max(1, self.published * (len(self.resident) - 1) / 10)
+        sizes = self.resident or [0]
+        growth = (sizes[-1] - sizes[0]) / max(1, self.published * (len(sizes) - 1) / 10)
         print(
             f"\n{name}: {self.published} steps in {virtual:.0f} virtual s ({self.published / virtual:.0f} steps/s); "
             f"store: {self.simulation.disk.requests / virtual:.0f} requests/s\n"

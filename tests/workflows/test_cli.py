@@ -284,11 +284,14 @@ def test_a_folder_for_results_that_cannot_be_is_refused_before_any_work(hedgerow
     assert line.endswith(": cannot make the folder: Not a directory")
 
 
-@pytest.mark.parametrize("address", ["here", "host:", ":6379", "host:port"])
+@pytest.mark.parametrize(
+    "address", ["here", "host:", ":6379", "host:port", "h:99999", "http://h:8265", "ray://h:10001"]
+)
 def test_an_address_that_is_none_is_a_wrong_request(hedgerow: Call, tmp_path: Path, address: str) -> None:
     write_recipe(tmp_path)
-    line = refused(hedgerow("run", "small.yaml", "--address", address))
-    assert line == f"--address {address}: allowed are `local`, `auto` and HOST:PORT"
+    for command in (["run", "small.yaml"], *([] if address.startswith("http:") else [["doctor"]])):
+        line = refused(hedgerow(*command, "--address", address))
+        assert line == f"--address {address}: allowed are `local`, `auto` and HOST:PORT, where Ray's GCS listens"
 
 
 def test_the_command_that_goes_on_says_where_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from tasks.measuring.latency import MeasureLatency
 from tests.workflows.conftest import SMALL, write_recipe
 from workflows.command import cli, launch
 from workflows.command.launch import plan_of
-from workflows.command.placing import check_rules, refuse_impossible, rules_of
+from workflows.command.placing import check_rules, idle_rules, refuse_impossible, rules_of
 from workflows.command.recipe import BadRequest, load_recipe
 
 
@@ -54,6 +54,12 @@ def test_steps_whose_numbers_depend_on_their_gpus_keep_them(tmp_path: Path) -> N
     assert Placing(rules_of(["gpus=auto"])).needs(timed).gpus == 1
     with pytest.raises(BadRequest, match="the gpus of `latency` are part of what it computes"):
         check_rules(Placing(rules_of(["latency:gpus=0.5"])), [timed])
+
+
+def test_a_rule_about_gpus_where_no_step_asks_for_one_is_said_to_change_nothing(tmp_path: Path) -> None:
+    (line,) = idle_rules(parse_rules(["gpus=0.5", "memory=4", "train:gpus=1"]), planned(tmp_path))
+    assert line.startswith("--place gpus=0.5: no step asks for a GPU")
+    assert idle_rules(parse_rules(["gpus=0.5"]), []) == []  # all is stored
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,10 @@ def doctor(
     """Check this machine, the store and every node of the cluster from the inside, and name what is wrong."""
     from workflows.command.check import checks_table
     from workflows.command.doctor import check_all
+    from workflows.command.launch import require_address
 
+    if not address.startswith(("http://", "https://")):
+        require_address(address)
     checks = check_all(store, address)
     print_json([check.record() for check in checks]) if as_json else out.print(checks_table(checks))
     if any(check.state == "wrong" for check in checks):

@@ -36,8 +36,8 @@ from cluster.worker import Terms
 from workflows import Workflow
 from workflows.command.exit_codes import Exit
 from workflows.command.live import LiveView
-from workflows.command.options import DEFAULT_WAIT_FOR_NODES
-from workflows.command.placing import check_rules, refuse_impossible, rules_of
+from workflows.command.options import DEFAULT_REJOIN, DEFAULT_WAIT_FOR_NODES
+from workflows.command.placing import check_rules, idle_rules, refuse_impossible, rules_of
 from workflows.command.recipe import BadRequest, Recipe
 from workflows.mistakes import lines_of
 from workflows.report import Report
@@ -67,7 +67,7 @@ class Options:
     """What steps need of a node, as `[KIND:]NAME=VALUE`."""
     wait_for_nodes: float = DEFAULT_WAIT_FOR_NODES
     """Seconds for which a step waits when no node of a cluster can run it; those of a local session never change."""
-    rejoin: float = 0.0
+    rejoin: float = DEFAULT_REJOIN
     """Minutes to wait for a cluster that was lost."""
     study: str | None = None
     """Where a search shows itself as an Optuna study; in the folder of its report unless given."""
@@ -150,12 +150,15 @@ def launch(
         ClusterUnreachable: no Ray cluster answers.
     """
     tracking = _tracking_mode(options.wandb)
-    _check_address(options.address)
+    require_address(options.address)
     store = open_store(options.store, to_run=True)
     plan = plan_of(recipe, store, options.verify)
     planned = [step.handle.task for step in plan.to_run]
-    placing = Placing(rules_of(options.place, planned))
+    rules = rules_of(options.place, planned)
+    placing = Placing(rules)
     check_rules(placing, planned)
+    for line in idle_rules(rules, planned):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     _check_resources(plan, options, placing)
     run_id = run_id_of(recipe)
     folder = options.out / run_id
@@ -352,7 +355,12 @@ def _tracking_mode(asked: str | None) -> str:
         raise BadRequest(str(error)) from None
 
 
-def _check_address(address: str) -> None:
+def require_address(address: str) -> None:
+    """Refuses what is no address of a cluster.
+
+    Raises:
+        BadRequest: with what is allowed.
+    """
     try:
         check_address(address)
     except ValueError as error:

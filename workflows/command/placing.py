@@ -46,6 +46,17 @@ def check_rules(placing: Placing, planned: Iterable[Runnable]) -> None:
             raise BadRequest(str(error)) from None
 
 
+def idle_rules(rules: Iterable[Rule], planned: Sequence[Runnable]) -> list[str]:
+    """A line for each rule that changes nothing, where somebody may think that it does."""
+    if not planned or any(task.gpus for task in planned):
+        return []
+    return [
+        f"--place gpus={rule.value}: no step asks for a GPU; name a kind to move its steps, such as train:gpus=1"
+        for rule in rules
+        if rule.name == "gpus" and not rule.kind
+    ]
+
+
 def refuse_impossible(placing: Placing, planned: Iterable[Runnable], machines: Sequence[Machine]) -> None:
     """Looks whether these nodes, which are all that there will be, can run every step.
 

@@ -37,11 +37,11 @@ def stoppable(say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop_if_asked
-    except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit):
-            if end.code != signal.SIGTERM:  # which is what Ray makes of this signal while it starts
-                raise
+    except BaseException as end:
+        if isinstance(end, SystemExit) and end.code == signal.SIGTERM:  # what Ray makes of it while it starts
             asked.append(signal.SIGTERM)
+        elif not asked and not isinstance(end, KeyboardInterrupt):  # once asked, whatever was cut short may complain
+            raise
         say(f"to go on: {shlex.join(['hedgerow', *sys.argv[1:]])}")
         raise typer.Exit(Exit.PREEMPTED if signal.SIGTERM in asked else Exit.INTERRUPTED) from None
     finally:

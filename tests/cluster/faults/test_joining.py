@@ -57,7 +57,7 @@ def head() -> Iterator[Cluster]:
 def test_a_missing_and_a_wrong_token_are_told_apart(head: Cluster, tmp_path: Path) -> None:
     assert told(head.address, tmp_path, RAY_AUTH_TOKEN=head.token) == "joined\n"
     assert "the cluster wants a token" in told(head.address, tmp_path)
-    assert "the cluster refuses RAY_AUTH_TOKEN" in told(head.address, tmp_path, RAY_AUTH_TOKEN="wrong")
+    assert "the cluster refuses the token in RAY_AUTH_TOKEN" in told(head.address, tmp_path, RAY_AUTH_TOKEN="wrong")
     assert "RAY_AUTH_MODE is token, but there is none" in told(head.address, tmp_path, RAY_AUTH_MODE="token")
 
 
