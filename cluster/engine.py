@@ -120,16 +120,22 @@ class Engine:
         patience = time.monotonic() + self._terms.farewell
         while self._running and time.monotonic() < patience:
             await asyncio.sleep(0.05)
-        for running in self._running.values():
-            self._executor.kill(running)
+        self.kill()
         with contextlib.suppress(StoreError):  # `gc` removes it later
             await asyncio.to_thread(forget_leaving, self._store, self.driver)
+
+    def kill(self) -> None:
+        """Ends running steps at once."""
+        for running in self._running.values():
+            self._executor.kill(running)
 
     async def _compute(self, handle: Handle) -> Published:
         budget = Budget()
         over = 0
         while True:
-            outcome, attempt = await self._attempt(handle, over, budget.starved)
+            outcome, order = await self._attempt(handle, over, budget.starved)
+            if outcome.state == "outgrown":  # to be asked for anew
+                continue
             if outcome.state in ("published", "fenced") or outcome.cause == "store":
                 published = await self._find(handle, fresh=outcome.state == "published")
                 if published is not None:
@@ -147,7 +153,7 @@ class Engine:
                 outcome = Outcome("failed", "store", f"{outcome.message}, again and again")
             if outcome.state == "published":
                 outcome = Outcome("failed", "store", "its publication was damaged or gone when it was looked for")
-            over = await self._after_failure(handle, outcome, attempt, budget)
+            over = await self._after_failure(handle, outcome, order, budget)
 
     async def _learn(self, handle: Handle, published: Published) -> None:
         """Remembers what a step took of memory; what waits for more of it than it needs is then asked for anew."""
@@ -155,10 +161,10 @@ class Engine:
         if looks_up and await asyncio.to_thread(self._placing.learn, handle.task, published.manifest):
             self._watch.look_again()
 
-    async def _attempt(self, handle: Handle, over: int, starved: int) -> tuple[Outcome, str]:
+    async def _attempt(self, handle: Handle, over: int, starved: int) -> tuple[Outcome, Order]:
         if self._placing.looks_up(handle.task):
             await asyncio.to_thread(self._placing.load, handle.task)
-        async with self._slots, self._turns.turn(self._placing.needs(handle.task, starved)):
+        async with self._turns.turn(self._placing.needs(handle.task, starved)), self._slots:
             if self._stopping.is_set():
                 raise Stopped
             self._attempts += 1
@@ -185,15 +191,13 @@ class Engine:
                 )
             finally:
                 del self._running[order.attempt]
-        if outcome.state == "outgrown":
-            return await self._attempt(handle, over, starved)
         if outcome.state == "unplaced":
             raise self._failure(handle, outcome, order.attempt)
         if outcome.state == "stopped":
             if self._stopping.is_set():
                 raise Stopped
             outcome = Outcome("failed", "preempted", "its node is being drained: it saved its state and left")
-        return outcome, order.attempt
+        return outcome, order
 
     async def _wait_for_holder(self, handle: Handle) -> tuple[Published | None, int]:
         """Waits until another's lease ends in a publication, or in silence: then its fence may be passed over."""
@@ -207,31 +211,35 @@ class Engine:
             lease = await self._ask(handle, self._ledger.current_lease, handle.key)
             if lease is None or is_free(lease):
                 return None, 0
-            if time.monotonic() - asked > self._terms.ttl / 3:  # the store was away, and the holder's beats with it
-                pulse.could_not_look()
+            pulse.looked(asked)
             if pulse.stopped(lease.record["beat"], lease.fence):
                 return None, lease.fence
             await asyncio.sleep(self._terms.beat / 4)
         raise Stopped
 
-    async def _after_failure(self, handle: Handle, outcome: Outcome, attempt: str, budget: Budget) -> int:
+    async def _after_failure(self, handle: Handle, outcome: Outcome, order: Order, budget: Budget) -> int:
         """Decides on another attempt.
 
         Returns:
             the fence that the failed attempt held: its holder is dead, whatever the lease says.
         """
         lease = await self._ask(handle, self._ledger.current_lease, handle.key)
-        held = lease is not None and lease.record["attempt"] == attempt
+        held = lease is not None and lease.record["attempt"] == order.attempt
         progressed = held and lease is not None and lease.record.get("saves", 0) > 0
         cause: Any = outcome.cause
         if self._stopping.is_set():
             raise Stopped
-        if not budget.spend(cause, progressed):
-            raise self._failure(handle, outcome, attempt)
-        self._tell("retried", handle, cause=cause, message=outcome.message, attempt=attempt)
+        if not budget.spend(cause, progressed) or (cause == "oom" and self._had_all(handle, order, budget.starved)):
+            raise self._failure(handle, outcome, order.attempt)
+        self._tell("retried", handle, cause=cause, message=outcome.message, attempt=order.attempt)
         if cause in ("store", "partition"):
             await asyncio.sleep(0.5)
         return lease.fence if held and lease is not None else 0
+
+    def _had_all(self, handle: Handle, order: Order, starved: int) -> bool:
+        """Whether an attempt that ran out of memory was given as much of it as any node has."""
+        more = self._placing.needs(handle.task, starved)
+        return 0 < more.memory <= order.needs.memory and more.gpus <= order.needs.gpus
 
     def _failure(self, handle: Handle, outcome: Outcome, attempt: str = "") -> StepFailed:
         """Tells of the end of a step, and gives it as an error."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import logging
 import os
 import signal
@@ -25,6 +26,10 @@ import psutil
 SERVICES = {"aws": "http://169.254.169.254", "gcp": "http://metadata.google.internal"}
 ANSWER = 5.0
 """Seconds that the cluster's head, or the metadata service, has to answer."""
+AGAIN = 1.0
+"""Seconds between two tries to announce that the nodes leave."""
+UNCLEAR = (OSError, http.client.HTTPException, ValueError)
+"""What a service in trouble makes of its answer: none, half of one, or bytes that are no text."""
 
 
 def leave(address: str, seconds: int, wait: bool) -> list[str]:
@@ -53,6 +58,22 @@ def leave(address: str, seconds: int, wait: bool) -> list[str]:
         if not nodes_left & {node["id"] for node in nodes}:
             break
     return [node["id"] for node in nodes]
+
+
+def _leave_in_time(address: str, seconds: int, on_notice: bool) -> list[str]:
+    """Tries to leave until that succeeds or the time is up.
+
+    A pod that is stopped gives up at once where nobody listens: its cluster is taken down with it.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            _require_listener(address)
+            return leave(address, max(1, round(until - time.monotonic())), wait=not on_notice)
+        except Exception as error:  # of the network or of Ray: the machine goes, whatever it was
+            if time.monotonic() + AGAIN > until or (isinstance(error, OSError) and not on_notice):
+                raise
+        time.sleep(AGAIN)
 
 
 def _require_listener(address: str) -> None:
@@ -95,7 +116,7 @@ def await_notice(cloud: str, service: str | None = None, pause: float = 2.0) -> 
         pause: seconds between two looks.
     """
     while True:
-        with contextlib.suppress(OSError):  # busy, or not there yet: the next look will tell
+        with contextlib.suppress(*UNCLEAR):  # busy, or not there yet: the next look will tell
             if CLOUDS[cloud](service or SERVICES[cloud]):
                 return
         time.sleep(pause)
@@ -129,11 +150,10 @@ def main(arguments: list[str] | None = None) -> int:
         await_notice(options.on_notice, options.service)
     signal.alarm(options.within + 1)  # Ray's client asks a head that is frozen for ever
     try:
-        _require_listener(options.address)
-    except OSError as error:
+        left = _leave_in_time(options.address, options.within, on_notice=bool(options.on_notice))
+    except Exception as error:  # of the network or of Ray, as above
         sys.stdout.write(f"{options.address}: {error}: there is no cluster to leave\n")
         return 1
-    left = leave(options.address, options.within, wait=not options.on_notice)
     sys.stdout.write(f"leaving within {options.within} s: {', '.join(left) or 'no node of this machine'}\n")
     return 0
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cluster.ledger import Lease, Ledger, is_free
 from cluster.owner import Owner
-from cluster.runs import Run
 from cluster.standing import DriverNow, DriverState, NodeNow, Running, RunNow, StepNow, Trouble, host_of
 from cluster.store import Entry, Store
 
@@ -19,13 +18,17 @@ WINDOW = 300.0
 """The seconds that throughput is counted over."""
 LINGER = 3600.0
 """Seconds for which a run without an end is shown after the last news of its driver."""
+PAST = 24 * 3600.0
+"""Seconds without news after which a run that was not shown is not looked into again."""
+SEARCH_SECONDS, IDLE_SECONDS = 30.0, 5.0
+"""Between two searches for runs that are at work: while one is shown, and while none is."""
 SIDE_BY_SIDE = 16
 """Reads at once: a remote store takes its time for each."""
 UNDER_WAY = ("started", "retried", "unplaced")
 
 
 class Overview:
-    """The runs of a store that are at work, or one run; each look costs one listing and what is new since the last."""
+    """The runs of a store that are at work, or one run; each look costs what is new, however much there is."""
 
     def __init__(self, store: Store, run_id: str = "") -> None:
         """Prepares to look.
@@ -33,15 +36,20 @@ class Overview:
         Args:
             store: with the runs.
             run_id: the one to look at, however it stands; every one that is at work, or was at an earlier look, when
-                empty.
+                empty. One that begins meanwhile is found within seconds, half a minute where others are at work; one
+                that is resumed too, unless nothing was heard of it for a day.
         """
         self._store = store
         self._run_id = run_id
         self._ahead = store.clock() - time.time()
-        self._readers: dict[str, _Reader] = {}
+        self._search_due = 0.0
+        self._past: set[str] = set()
+        self._ended: dict[str, dict[str, Entry]] = {}
+        """The newest object of each log, of runs that were looked into and not shown."""
         self._pool = ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="overview")
         self._open: dict[str, bool] = {}
         """Whether a log goes on after one of its objects, by the object's path."""
+        self._readers = {run_id: _Reader(store, run_id, self._pool)} if run_id else {}
 
     def look(self) -> list[RunNow]:
         """How the runs stand, the newest last.
@@ -50,27 +58,36 @@ class Overview:
             StoreError: the store does not answer; the next look goes on where this one stopped.
         """
         now = time.time() + self._ahead
-        found: dict[str, list[Entry]] = defaultdict(list)
-        for entry in self._store.entries(f"runs/{self._run_id}" if self._run_id else "runs"):
-            found[entry.path.split("/")[1]].append(entry)
-        seen = []
-        for run_id, entries in found.items():
-            if self._run_id or run_id in self._readers or self._is_at_work(entries, now):
-                if run_id not in self._readers:
-                    self._readers[run_id] = _Reader(self._store, run_id, self._pool)
-                seen.append(self._readers[run_id].look(entries, now))
+        if not self._run_id and time.monotonic() >= self._search_due:
+            self._search(now)
+            self._search_due = time.monotonic() + (SEARCH_SECONDS if self._readers else IDLE_SECONDS)
+        seen = [reader.look(now) for reader in self._readers.values()]
         return sorted(seen, key=lambda run: run.driver.news if run.driver else 0.0)
 
-    def _is_at_work(self, entries: Sequence[Entry], now: float) -> bool:
+    def _search(self, now: float) -> None:
+        """Finds the runs that are at work and not shown yet."""
+        others = [run_id for run_id in self._store.folders("runs") if run_id not in {*self._readers, *self._past}]
+        for run_id, beats in zip(others, self._pool.map(self._beats, others), strict=True):
+            silent = now - max(beats.values(), default=0.0)
+            if silent > PAST:
+                self._past.add(run_id)
+            elif silent < LINGER and self._is_at_work(run_id, beats, now):
+                self._readers[run_id] = _Reader(self._store, run_id, self._pool)
+
+    def _beats(self, run_id: str) -> dict[str, float]:
+        """When the drivers of a run beat last, and, under no name, when it was planned: one that began just now."""
+        plan = self._store.look(f"runs/{run_id}/plan.json")
+        return {"": plan.modified if plan else 0.0, **_beats(self._store, run_id)}
+
+    def _is_at_work(self, run_id: str, beats: Mapping[str, float], now: float) -> bool:
         """Whether a driver of a run wrote not long ago, and no end."""
-        last: dict[str, str] = {}
-        fresh = {}
-        for entry in sorted(entries, key=lambda entry: entry.path):
-            if now - entry.modified < LINGER:
-                fresh[_driver_of(entry.path)] = True
-            if _is_log(entry.path):
-                last[_driver_of(entry.path)] = entry.path
-        return any(driver in fresh and self._goes_on(path) for driver, path in last.items())
+        last = self._ended.setdefault(run_id, {})
+        for entry in sorted(_logs(self._store, run_id, last, beats), key=_path):
+            last[_driver_of(entry.path)] = entry
+        return any(
+            now - max(entry.modified, beats.get(driver, 0.0)) < LINGER and self._goes_on(entry.path)
+            for driver, entry in last.items()
+        )
 
     def _goes_on(self, path: str) -> bool:
         if path not in self._open:
@@ -85,9 +102,9 @@ class _Reader:
 
     def __init__(self, store: Store, run_id: str, pool: ThreadPoolExecutor) -> None:
         self._store, self._ledger, self._pool = store, Ledger(store), pool
-        self._run = Run.load(store, run_id)
-        self._read: dict[str, str] = {}
-        """The newest object that was read, by log."""
+        self._id = run_id
+        self._read: dict[str, Entry] = {}
+        """The newest object that was read, by driver."""
         self._plan: float = 0.0
         self._drivers: dict[str, DriverNow] = {}
         self._steps: dict[str, StepNow] = {}
@@ -99,20 +116,29 @@ class _Reader:
         self._took: dict[str, tuple[float, int]] = {}
         self._nodes: dict[str, tuple[str, float]] = {}
 
-    def look(self, entries: Iterable[Entry], now: float) -> RunNow:
+    def look(self, now: float) -> RunNow:
         """Reads what is new among the run's objects, and the leases of what is under way."""
-        fresh = []
-        for entry in sorted(entries, key=lambda entry: entry.path):
-            name = entry.path.split("/", 2)[2]
-            if name == "plan.json" and entry.modified != self._plan:
-                self._read_plan(entry)
-            elif name.startswith("beats/") or _is_log(entry.path):
-                driver = self._driver(_driver_of(entry.path))
-                driver.news = max(driver.news, entry.modified)
-                if _is_log(entry.path) and entry.path > self._read.get(driver.id, ""):
-                    fresh.append(entry)
+        plan = self._store.look(f"runs/{self._id}/plan.json")
+        if plan is not None and plan.modified != self._plan:
+            self._read_plan(plan)
+        beats = _beats(self._store, self._id)
+        fresh = sorted(_logs(self._store, self._id, self._read, beats), key=_path)
+        known = {entry.path for entry in fresh}
+        for following in self._pool.map(self._following, list(self._read.values())):
+            fresh += [entry for entry in following if entry.path not in known]
+        for name, beat in (*beats.items(), *((_driver_of(entry.path), entry.modified) for entry in fresh)):
+            self._driver(name).news = max(self._driver(name).news, beat)
         self._read_events(fresh)
         return self._standing(now)
+
+    def _following(self, last: Entry) -> list[Entry]:
+        """What a driver wrote after an object, if it has not ended: beside one that began later, a listing lacks it."""
+        found: list[Entry] = []
+        if self._drivers[_driver_of(last.path)].ended or last.path == max(self._read.values(), key=_path).path:
+            return found
+        while (entry := self._store.look(_next((found or [last])[-1].path))) is not None:
+            found.append(entry)
+        return found
 
     def _driver(self, name: str) -> DriverNow:
         return self._drivers.setdefault(name, DriverNow(name))
@@ -132,7 +158,7 @@ class _Reader:
         for entry, data in zip(fresh, read, strict=True):
             driver, lines = _driver_of(entry.path), [json.loads(line) for line in (data or b"").splitlines()]
             events += [(entry.modified + line["time"] - lines[-1]["time"], driver, line) for line in lines]
-            self._read[driver] = entry.path
+            self._read[driver] = entry
         for when, driver, event in sorted(events, key=lambda event: event[0]):
             if event["event"] == "step":
                 self._hear_of_step(when, driver, event)
@@ -178,7 +204,7 @@ class _Reader:
         per_minute, sample_steps = self._throughput(now)
         driver = self._main_driver(states)
         return RunNow(
-            id=self._run.id,
+            id=self._id,
             driver=driver,
             driver_state=states[driver.id] if driver else None,
             driver_silent=max(0.0, now - driver.news) if driver else 0.0,
@@ -254,11 +280,37 @@ def _seen(step: StepNow, lease: Lease, silent: float) -> Running:
     )
 
 
-def _is_log(path: str) -> bool:
-    return path.split("/")[2] == "events"
+def _beats(store: Store, run_id: str) -> dict[str, float]:
+    """When each driver of a run beat last, by the store's clock: `beats/DRIVER.json`."""
+    entries = store.entries(f"runs/{run_id}/beats")
+    return {entry.path.rpartition("/")[2].partition(".")[0]: entry.modified for entry in entries}
+
+
+def _logs(store: Store, run_id: str, last: Mapping[str, Entry], drivers: Collection[str]) -> list[Entry]:
+    """The objects of a run's logs that sort after all that are known, and all of drivers that nothing is known of.
+
+    Args:
+        store: with the run.
+        run_id: the run.
+        last: the newest object that is known, by driver.
+        drivers: those that are seen at work: the log of one whose clock is late sorts before others.
+    """
+    newest = max((entry.path for entry in last.values()), default="")
+    after = newest if all(driver in last for driver in drivers if driver) else ""
+    found = store.entries(f"runs/{run_id}/events", after)
+    return [entry for entry in found if (known := last.get(_driver_of(entry.path))) is None or entry.path > known.path]
+
+
+def _path(entry: Entry) -> str:
+    return entry.path
 
 
 def _driver_of(path: str) -> str:
-    """The driver that wrote an object of a run: `events/TIME-DRIVER-NUMBER.jsonl` or `beats/DRIVER.json`."""
-    name = path.rpartition("/")[2].partition(".")[0]
-    return name.split("-")[1] if _is_log(path) else name
+    """The driver that wrote an object of a log: `events/TIME-DRIVER-NUMBER.jsonl`."""
+    return path.rpartition("/")[2].split("-")[1]
+
+
+def _next(path: str) -> str:
+    """The object that a log goes on with."""
+    log, _, number = path.removesuffix(".jsonl").rpartition("-")
+    return f"{log}-{int(number) + 1:06d}.jsonl"

@@ -7,11 +7,11 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cluster.meter import CONTEXT
-from cluster.placement import AUTO, GB, GPU_TYPE, Machine, Needs, Rule, with_gpus
+from cluster.placement import AUTO, GB, GPU_TYPE, Machine, Needs, Rule, misfit, with_gpus
 from cluster.step import Runnable, processes_of
 from cluster.store import Store, StoreError
 
@@ -134,7 +134,8 @@ class Placing:
 
         Args:
             task: what it computes.
-            starved: attempts that ran out of memory: the next gets a whole GPU, and twice the host memory for each.
+            starved: attempts that ran out of memory: the next gets a whole GPU, and twice the host memory for each, but
+                no more than a node has.
 
         Raises:
             ValueError: a rule names its kind and would change what it computes.
@@ -150,7 +151,8 @@ class Placing:
         if processes > 1:
             gpus = math.ceil(gpus)  # no two of them can meet on one GPU
         if starved:
-            return Needs(task.threads, math.ceil(gpus), memory * 2**starved, labels, processes)
+            doubled = Needs(task.threads, math.ceil(gpus), memory * 2**starved, labels, processes)
+            return _within(doubled, memory, self._machines())
         return Needs(task.threads, gpus, memory, labels, processes, provisional=not (memory_known and gpus_known))
 
     def _chosen(self, task: Runnable) -> dict[str, Rule]:
@@ -217,6 +219,19 @@ def _memory(rule: Rule | None, profile: Profile | None) -> tuple[int, bool]:
     if rule is None or rule.value != AUTO:
         return round(float(rule.value) * GB) if rule is not None else 0, True
     return (round(profile.host * HEADROOM), True) if profile is not None else (0, False)
+
+
+def _within(needs: Needs, least: int, machines: Sequence[Machine]) -> Needs:
+    """The needs, with less host memory, but not below `least`, where no node that could run them has as much."""
+    if not needs.memory or not misfit(needs, machines):
+        return needs
+    parts = {
+        int(machine.resources.get("memory", 0)) // processes
+        for machine in machines
+        for processes in range(1, needs.processes + 1)
+    }
+    fewer = (replace(needs, memory=part) for part in sorted(parts, reverse=True) if least <= part < needs.memory)
+    return next((less for less in fewer if not misfit(less, machines)), needs)
 
 
 def _rounded(size: int) -> int:

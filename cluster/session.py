@@ -47,7 +47,7 @@ def session(address: str = "local", cpus: int | None = None, gpus: float | None 
         os.environ.setdefault(name, value)
     if address == "local":
         os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once a process
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # else a line a second while a token is refused
@@ -55,7 +55,9 @@ def session(address: str = "local", cpus: int | None = None, gpus: float | None 
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", A_DAY)
     import ray  # reads the variables above when it is imported
     import ray._private.worker as printing
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
+    AuthenticationTokenLoader.instance().reset_cache()  # of an earlier session in this process
     if address != "local":
         check_head(address)
     # Ray prints "A worker died" and the like into the live table; the engine tells the same in its own words. This is

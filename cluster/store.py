@@ -170,10 +170,15 @@ class Store:
             raise StoreError(f"{probe}: what was written is not there")
         return entry.modified
 
-    def entries(self, prefix: str) -> Iterator[Entry]:
-        """All objects below a folder; slow on remote stores, so never on a hot path."""
+    def entries(self, prefix: str, after: str = "") -> Iterator[Entry]:
+        """All objects below a folder; slow on remote stores, so never on a hot path.
+
+        Args:
+            prefix: the folder.
+            after: only objects whose paths sort after this one, which costs no more than there are of them.
+        """
         with _errors_named(prefix):
-            for chunk in self._backend.list(self._below(prefix)):
+            for chunk in self._backend.list(self._below(prefix), offset=after or None):
                 yield from map(_entry, chunk)
 
     def paths(self, prefix: str) -> Iterator[str]:

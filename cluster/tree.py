@@ -21,14 +21,17 @@ LIMIT = 100
 IGNORE_FILES = (".gitignore", ".rayignore")
 """Both are read in every folder; the second, of the same form, is for what git keeps and a cluster does not need."""
 NEVER = GitIgnoreSpec.from_lines(
-    [".git", "__pycache__/", "*.pyc", "node_modules/", "hedgerow-store/", "hedgerow-results/", "/wandb/", ".DS_Store"]
-)
+    [
+        ".git", "__pycache__/", "*.pyc", "node_modules/", "hedgerow-store/", "hedgerow-results/", ".hedgerow-jobs/",
+        "/wandb/", ".DS_Store",
+    ]
+)  # fmt: skip
 ENVIRONMENTS = ("pyvenv.cfg", "conda-meta")
 """What a folder holds that is a virtual environment."""
 SECRET_FILES = (
     ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.kdbx", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519",
     ".netrc", "_netrc", ".git-credentials", ".pypirc", ".pgpass", ".htpasswd", "credentials", "credentials.json",
-    "auth_token", "kubeconfig",
+    "auth_token", "token", "*.token", "kubeconfig",
 )  # fmt: skip
 NOT_SECRET = (".env.example", ".env.sample", ".env.template", ".env.dist")
 SECRET_NAME = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)S?($|_)", re.IGNORECASE)

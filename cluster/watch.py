@@ -36,6 +36,15 @@ class Pulse:
             self._since = time.monotonic()
         return time.monotonic() - self._since > self._ttl
 
+    def looked(self, asked: float) -> None:
+        """Takes in how long an answer took: when the store was away, the beats were with it.
+
+        Args:
+            asked: when the look began.
+        """
+        if time.monotonic() - asked > self._ttl / 3:
+            self.could_not_look()
+
     def could_not_look(self) -> None:
         """Counts from now on: who cannot see the store cannot tell silence from being blind."""
         self._since = time.monotonic()
@@ -79,6 +88,7 @@ class Watch:
                 await asyncio.wait(either, timeout=self._ttl / 3, return_when=asyncio.FIRST_COMPLETED)
                 if waiting.done():
                     return waiting.result()
+                asked = time.monotonic()
                 try:
                     lease = await asyncio.to_thread(self._ledger.current_lease, order.key, fence)
                     if lease is None or lease.record["attempt"] != order.attempt:
@@ -94,6 +104,7 @@ class Watch:
                 except StoreError:
                     pulse.could_not_look()
                     continue
+                pulse.looked(asked)
                 if pulse.stopped(lease.record["beat"]):
                     self._executor.kill(running)
                     waiting.cancel()

@@ -25,9 +25,9 @@ FROM python:{python}-slim-bookworm
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 
 # Ray alone first: it changes seldom, and its layer is kept when the working tree changes.
-RUN python -m pip install "ray[default]=={ray}"
+RUN python -m pip install "ray[default,train]=={ray}"
 COPY . /opt/hedgerow
-RUN python -m pip install /opt/hedgerow "ray[default]=={ray}" && useradd --create-home --uid 1000 hedgerow
+RUN python -m pip install "/opt/hedgerow[multi-gpu]" "ray[default]=={ray}" && useradd --create-home --uid 1000 hedgerow
 
 USER 1000:1000
 WORKDIR /home/hedgerow
@@ -46,6 +46,7 @@ dist
 tests
 wandb
 hedgerow-*
+**/.hedgerow-jobs
 **/.env
 **/*.token
 """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field
 
 from cluster.manifests.dockerfile import image_files
-from cluster.manifests.manifest import ENVIRONMENT, MAKE_TOKEN, Elastic, Group, Image, Name
+from cluster.manifests.manifest import ENVIRONMENT, MAKE_TOKEN, Elastic, Group, Image, Name, spelled
 from cluster.manifests.rules import check_cluster, check_job
 
 SPOT: dict[str, dict[str, str]] = {
@@ -33,14 +33,21 @@ STORE = "/store"
 """Where `claim` is mounted."""
 MARK = "hedgerow-cluster"
 """The label of this cluster's pods: KubeRay's own names the RayCluster, which is a new one for each retry of a job."""
+HEAD = "headgroup"
+"""What Ray's autoscaler calls the head among the groups."""
 PART = "hedgerow-part"
 """The label that tells the pods of the job, `job`, from those of the cluster to keep, `cluster`."""
+
+Secret = Annotated[
+    str, spelled("[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "a-z, 0-9, - and ., from a letter or digit on, and one at the end")
+]
 
 
 class KubeRay(Elastic):
     """Kubernetes through the KubeRay operator, version 1.5 or later."""
 
     target: ClassVar[str] = "kuberay"
+    sees_files: ClassVar[bool] = False
 
     image: Image = "hedgerow:latest"
     """Built from the Dockerfile, pushed to where the nodes can pull it."""
@@ -57,32 +64,31 @@ class KubeRay(Elastic):
     head_memory: int = Field(default=8, ge=2)
     """GiB of the head."""
     start_minutes: int = Field(default=60, ge=1)
-    """How long a job waits for its head and the smallest number of workers."""
+    """How long a job waits for its head and the smallest number of workers, and a step for a node that can run it."""
     deadline_hours: int = Field(default=168, ge=1)
     """How long one try of a job may take."""
     retries: int = Field(default=3, ge=0)
     """New clusters for a job that failed: each goes on from the store."""
     keep_minutes: int = Field(default=5, ge=0)
     """How long a cluster stays after its job, to be looked at."""
-    credentials: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] | None = None
+    credentials: Secret | None = None
     """A Secret whose keys become environment variables: the store's credentials, where no cloud identity gives them."""
 
     claim: Name | None = None
     """A PersistentVolumeClaim for many writers, mounted at /store: for a store that is a folder."""
 
-    @model_validator(mode="after")
-    def _mounts_store(self) -> Self:
+    def mistakes(self) -> list[str]:
+        """What no pod finds, and no node is, too."""
+        found = super().mistakes()
         in_claim = self.store is not None and f"{self.store}/".startswith(f"{STORE}/")
-        if self.store is not None and "://" not in self.store and not (self.claim and in_claim):
-            raise ValueError(f"store: {self.store} is on no pod; give a URL, or `claim` and a folder below {STORE}")
-        return self
-
-    @model_validator(mode="after")
-    def _types_are_of_gpus(self) -> Self:
+        if self.store is not None and self.store.startswith("/") and not (self.claim and in_claim):
+            found.append(f"store: {self.store} is on no pod; give a URL, or `claim` and a folder below {STORE}")
         for group in self.groups:
             if group.type and not group.gpus:
-                raise ValueError(f"group {group.name}: type={group.type} names a GPU; give gpus= too")
-        return self
+                found.append(f"group {group.name}: type={group.type} names a GPU; give gpus= too")
+            if group.name == HEAD:
+                found.append(f"group {HEAD}: Ray's autoscaler calls the head so; give another name")
+        return found
 
     def files(self) -> dict[str, str]:
         """`base.yaml`, `cluster.yaml`, `job.yaml` and the image's files."""
@@ -101,16 +107,17 @@ class KubeRay(Elastic):
         """The image, the namespace, the token, and then either the job or the cluster."""
         words = self._words()
         return [
-            f"docker build -f {folder}/Dockerfile -t {self.image} . && docker push {self.image}",
-            f"kubectl apply -f {folder}/base.yaml",
+            f"docker build -f {shlex.quote(f'{folder}/Dockerfile')} -t {self.image} . && docker push {self.image}",
+            f"kubectl apply -f {shlex.quote(f'{folder}/base.yaml')}",
             TOKEN.format(**words),
-            f"kubectl apply -f {folder}/job.yaml",
+            f"kubectl apply -f {shlex.quote(f'{folder}/job.yaml')}",
             LOGS.format(**words),
         ]
 
     def _words(self) -> dict[str, str]:
         words = {"name": self.name, "namespace": self.namespace, "secret": self._secret, "mark": MARK, "part": PART}
-        return {**words, "token": TOKEN.format(**words), "logs": LOGS.format(**words)}
+        submission = self.submission(60 * self.start_minutes)
+        return {**words, "token": TOKEN.format(**words), "logs": LOGS.format(**words), "submission": submission}
 
     @property
     def _secret(self) -> str:
@@ -144,7 +151,7 @@ class KubeRay(Elastic):
 
     def _job(self) -> dict[str, Any]:
         return {
-            "entrypoint": shlex.join(self.hedgerow("auto")),
+            "entrypoint": shlex.join([*self.hedgerow("auto"), *self.patience(60 * self.start_minutes)]),
             "submissionMode": "SidecarMode",
             "backoffLimit": self.retries,
             "preRunningDeadlineSeconds": 60 * self.start_minutes,
@@ -295,8 +302,9 @@ BASE = """\
 # and write the store. Workers get no token of the Kubernetes API; the head does, for Ray's autoscaler.
 #
 # NetworkPolicy, where the cluster's network enforces it: only this cluster's own pods reach its ports, and the KubeRay
-# operator the dashboard alone. Ray answers two questions without the token, and both say no more than that it is alive:
-# gRPC health checks, and /api/healthz and its like over HTTP. Kubernetes needs the latter for its probes.
+# operator the dashboard alone. Without the token Ray answers gRPC health checks and, over HTTP, /api/healthz,
+# /api/local_raylet_healthz and /api/gcs_healthz, which say that it is alive (Kubernetes needs them for its probes),
+# /api/authentication_mode, which says that a token is needed, and the dashboard's login page, `/`, which asks for it.
 # Ray does not encrypt what it sends: between the pods the network must be trusted.
 """
 
@@ -306,7 +314,7 @@ CLUSTER = """\
 #   head="$(kubectl -n {namespace} get pod -l {mark}={name},{part}=cluster,ray.io/node-type=head -o name)"
 #   kubectl -n {namespace} port-forward "$head" 8265:8265 &
 #   export RAY_AUTH_TOKEN="$(kubectl -n {namespace} get secret {secret} -o jsonpath='{{.data.auth_token}}' | base64 -d)"
-#   hedgerow submit --address http://127.0.0.1:8265 run quickstart
+#   {submission}
 #
 # A pod that will be stopped leaves its cluster first (preStop): hedgerow saves the state of its steps and moves them.
 """
@@ -317,6 +325,7 @@ JOB = """\
 #   {logs}
 #
 # The dashboard listens on the pod's address, not on loopback: whatever the submission mode, the KubeRay operator asks
-# it for the state of the job, and gives the job up when it gets no answer. The token guards it, and base.yaml's
-# NetworkPolicy lets nobody but the operator and this cluster through.
+# it for the state of the job, and gives the job up when it gets no answer. The token guards it but for the health
+# checks (/api/healthz, /api/local_raylet_healthz, /api/gcs_healthz), /api/authentication_mode and the login page, `/`;
+# base.yaml's NetworkPolicy lets nobody but the operator and this cluster through.
 """

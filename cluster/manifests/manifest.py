@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cluster.settings import RAY_ENVIRONMENT
 
@@ -31,16 +31,50 @@ MAKE_TOKEN = """python -c 'import secrets; print(secrets.token_hex(32), end="")'
 """Prints a token; what takes it reads a pipe or a file, so that it is on no command line."""
 STARTING = ("run", "resume", "search")
 """The commands of hedgerow that start a run."""
+RAY_SINCE = (2, 58)
+"""The first Ray whose Train counts lost nodes apart, and whose `ray job submit` keeps the words of a command."""
+JOB_SERVER = "http://127.0.0.1:8265"
+"""Where the steps that are printed make the job server reachable."""
+START_SECONDS = 3600
+"""How long a step waits for nodes that a cluster has yet to start."""
+BREAKING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters, and what ends a line in YAML: the command also stands in comments."""
 
-# No quote, blank, colon or control character: what a user writes here ends up in YAML, shell and comments.
-Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@%+=/-]*$")]
+STORES = re.compile("(s3|gs|az)://[A-Za-z0-9]")
+"""How the URL of a store begins that nodes can reach."""
+PLACES = "s3://, gs:// or az:// with a bucket, or the path, from / on, of a folder that every node mounts"
+
+
+def spelled(pattern: str, allowed: str) -> AfterValidator:
+    """Refuses text that does not match as a whole, and says in words what does.
+
+    Args:
+        pattern: a regular expression.
+        allowed: the same in words.
+    """
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise ValueError(f"allowed: {allowed}")
+        return text
+
+    return AfterValidator(check)
+
+
+# No quote, blank or control character: what a user writes here ends up in YAML, shell and comments.
+Word = Annotated[
+    str, spelled("[A-Za-z0-9][A-Za-z0-9._@%+=/-]*", "letters, digits and ._@%+=/-, from a letter or digit on")
+]
 Name = Annotated[
-    str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=43)
+    str,
+    spelled("[a-z]([-a-z0-9]{0,41}[a-z0-9])?", "at most 43 of a-z, 0-9 and -, from a letter on, without - at the end"),
 ]  # with `-run`, what KubeRay allows a job
-Image = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]*$")]
-Url = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9./][A-Za-z0-9._:@%+=/-]*$")]
-Path = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9./~][A-Za-z0-9._/-]*$")]
-Release = Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+$")]
+Image = Annotated[
+    str, spelled("[A-Za-z0-9][A-Za-z0-9._:@/-]*", "letters, digits and ._:@/-, from a letter or digit on")
+]
+Url = Annotated[str, spelled("[A-Za-z0-9./][A-Za-z0-9._:@%+=/-]*", "a URL or a path, of letters, digits and ._:@%+=/-")]
+Path = Annotated[str, spelled("[A-Za-z0-9./~][A-Za-z0-9._/-]*", "a path of letters, digits and ._/-, or one from ~ on")]
+Release = Annotated[str, spelled(r"\d+\.\d+\.\d+", "three numbers, such as 3.12.4")]
 
 
 class Setting(BaseModel):
@@ -85,7 +119,7 @@ class Group(Setting):
             text: such as `gpu:cpus=8,gpus=1,type=NVIDIA-H100,max=4,spot`.
 
         Raises:
-            ValueError: a field is unknown or its value wrong.
+            ValueError: a field is unknown, given twice, or its value wrong.
         """
         name, _, rest = text.partition(":")
         fields: dict[str, Any] = {"name": name}
@@ -93,6 +127,8 @@ class Group(Setting):
             key, equals, value = field.partition("=")
             if key not in cls.model_fields:
                 raise ValueError(f"no such field: {key}; allowed: {', '.join(cls.model_fields)}")
+            if key in fields:
+                raise ValueError(f"{key} is given twice")
             fields[key] = value if equals else True
         return cls.model_validate(fields)
 
@@ -101,6 +137,8 @@ class Manifest(Setting, ABC):
     """What a cluster is made of; each target knows how to say it in its own files."""
 
     target: ClassVar[str]
+    sees_files: ClassVar[bool] = True
+    """Whether a recipe's file that lies where the manifest is used is there when the command runs."""
 
     name: Name = "hedgerow"
     """Of the cluster; its resources are called after it."""
@@ -113,18 +151,33 @@ class Manifest(Setting, ABC):
     command: tuple[str, ...] = ("run", "quickstart")
     """What hedgerow is asked to do, as on its command line."""
 
+    @field_validator("command")
+    @classmethod
+    def _without_program(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        return command[1:] if command[:1] == ("hedgerow",) else command
+
     @model_validator(mode="after")
-    def _can_start(self) -> Self:
-        words = self.command[1:] if self.command[:1] == ("hedgerow",) else self.command
-        if not words or words[0] not in STARTING:
-            raise ValueError(f"command: {shlex.join(self.command)!r} starts no run; allowed: {', '.join(STARTING)}")
-        if any(word.partition("=")[0] in ("--address", "--store") for word in words):
-            raise ValueError("command: the manifest sets --address and --store; leave them out (give the store to it)")
-        if any(re.search(r"[\x00-\x1f\x7f]", word) for word in words):
-            raise ValueError("command: control characters are not allowed")
-        if self.store is not None and "@" in self.store:
-            raise ValueError("store: credentials come from the environment of the nodes, not from the URL")
+    def _can_work(self) -> Self:
+        if mistakes := self.mistakes():
+            raise ValueError("\n".join(mistakes))
         return self
+
+    def mistakes(self) -> list[str]:
+        """A line for each thing that cannot work, whatever else is wrong."""
+        found = []
+        if tuple(map(int, self.ray.split(".")[:2])) < RAY_SINCE:
+            found.append(f"ray: {self.ray} is too old; allowed: {'.'.join(map(str, RAY_SINCE))} and later")
+        if not self.command or self.command[0] not in STARTING:
+            found.append(f"command: {shlex.join(self.command)!r} starts no run; allowed: {', '.join(STARTING)}")
+        if any(word.partition("=")[0] in ("--address", "--store") for word in self.command):
+            found.append("command: the manifest sets --address and --store; leave them out (give the store to it)")
+        if any(BREAKING.search(word) for word in self.command):
+            found.append("command: control characters are not allowed")
+        if self.store is not None and "@" in self.store:
+            found.append("store: credentials come from the environment of the nodes, not from the URL")
+        elif self.store is not None and ":" in self.store and not STORES.match(self.store):
+            found.append(f"store: no node finds {self.store}; allowed: {PLACES}")
+        return found
 
     @abstractmethod
     def files(self) -> dict[str, str]:
@@ -148,8 +201,27 @@ class Manifest(Setting, ABC):
         Args:
             address: of the cluster, as `--address` takes it.
         """
-        words = self.command[1:] if self.command[:1] == ("hedgerow",) else self.command
-        return ["hedgerow", *words, "--address", address]
+        return ["hedgerow", *self.command, "--address", address]
+
+    def patience(self, seconds: int) -> list[str]:
+        """The option that makes steps wait for nodes, unless the command has it already.
+
+        Args:
+            seconds: for which nodes that are not there yet may still be starting.
+        """
+        given = any(word.partition("=")[0] == "--wait-for-nodes" for word in self.command)
+        return [] if given else ["--wait-for-nodes", str(seconds)]
+
+    def submission(self, seconds: int) -> str:
+        """The shell command that sends this one to a cluster's job server.
+
+        Args:
+            seconds: as for `patience`.
+        """
+        store = ["--store", self.store] if self.store else []
+        return shlex.join(
+            ["hedgerow", "submit", "--address", JOB_SERVER, *self.command, *self.patience(seconds), *store]
+        )
 
     def environment(self) -> dict[str, str]:
         """The environment of every Ray process and of the driver; holds no secret."""
@@ -162,18 +234,17 @@ class Elastic(Manifest):
     groups: tuple[Group, ...] = (Group(name="workers"),)
     """Kinds of workers."""
 
-    @model_validator(mode="after")
-    def _keeps_results(self) -> Self:
+    def mistakes(self) -> list[str]:
+        """What cannot work for want of a store, or of groups that can be told apart, too."""
+        found = super().mistakes()
         if self.store is None:
-            raise ValueError("store: nodes come and go, so results need a place of their own; give --store URL")
-        return self
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
+            found.append("store: nodes come and go, so results need a place of their own; give --store URL")
+        elif ":" not in self.store and not self.store.startswith("/"):
+            found.append(f"store: {self.store} is a folder of one node's; allowed: {PLACES}")
         names = [group.name for group in self.groups]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"groups: at least one, each with a name of its own (found {', '.join(names) or 'none'})")
-        return self
+            found.append(f"groups: at least one, each with a name of its own (found {', '.join(names) or 'none'})")
+        return found
 
 
 def exports(environment: Mapping[str, str]) -> str:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 import yaml
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field
 
-from cluster.manifests.manifest import MAKE_TOKEN, Elastic, Group, Manifest, Path, Setting, Word, exports
+from cluster.manifests.manifest import (
+    MAKE_TOKEN,
+    START_SECONDS,
+    Elastic,
+    Group,
+    Manifest,
+    Path,
+    Setting,
+    Word,
+    exports,
+    spelled,
+)
 
-Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?$")]
+Host = Annotated[str, spelled("[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?", "the name or address of a host")]
 HEAD = "head"
 PORT = 6379
 SOURCE = "~/hedgerow-source"
@@ -26,6 +38,7 @@ LEFT_OUT = (
     "tests",
     "wandb",
     "hedgerow-*",
+    ".hedgerow-jobs",
     ".env",
     "*.token",
 )
@@ -62,6 +75,15 @@ class Aws(_Machines, Elastic):
     disk_gib: int = Field(default=200, ge=20)
     """Disk of each machine."""
 
+    def mistakes(self) -> list[str]:
+        """What AWS has no machine for, too."""
+        elsewhere = [zone for zone in self.zones if not zone.startswith(self.region)]
+        return [
+            *super().mistakes(),
+            *_mistakes_of(self.groups),
+            *(f"zones: {zone} is not in the region {self.region}" for zone in elsewhere),
+        ]
+
     def files(self) -> dict[str, str]:
         """`ray-aws.yaml`."""
         provider: dict[str, Any] = {"type": "aws", "region": self.region, "cache_stopped_nodes": False}
@@ -70,11 +92,17 @@ class Aws(_Machines, Elastic):
         provider["security_group"] = {"GroupName": self.name}
         types = {HEAD: self._machine(self.head_type, spot=False)}
         types |= {group.name: self._machine(group.type or "m5.xlarge", group.spot) for group in self.groups}
-        return {"ray-aws.yaml": AWS.format(**_words(self)) + _launched(self, self, provider, types, "aws")}
+        opening = AWS.format(**_words(self)) + (NO_CREDENTIALS if self._lacking else "")
+        return {"ray-aws.yaml": opening + _launched(self, self, provider, types, "aws")}
 
     def steps(self, folder: str) -> list[str]:
-        """Token, launch, forward, submit."""
-        return _steps(self, f"{folder}/ray-aws.yaml")
+        """Token, launch, forward, submit; first what is missing."""
+        return [*self._lacking, *_steps(self, f"{folder}/ray-aws.yaml")]
+
+    @property
+    def _lacking(self) -> list[str]:
+        lacks = f"{self.store}".startswith("s3:") and not self.instance_profile
+        return [LACKING.format(field="instance_profile=NAME")] if lacks else []
 
     def _machine(self, kind: str, spot: bool) -> dict[str, Any]:
         disk = {"VolumeSize": self.disk_gib, "VolumeType": "gp3", "Encrypted": True}
@@ -109,8 +137,17 @@ class Gcp(_Machines, Elastic):
     """Which GPU the machines of a group with `gpus` get."""
     source_image: Path = "projects/deeplearning-platform-release/global/images/family/common-cu124"
     """The machines' image."""
+    service_account: Word | None = None
+    """Email of one that may read and write the store; without it workers have no credentials for Cloud Storage."""
     disk_gib: int = Field(default=200, ge=20)
     """Disk of each machine."""
+
+    def mistakes(self) -> list[str]:
+        """What Google Cloud has no machine for, too."""
+        found = [*super().mistakes(), *_mistakes_of(self.groups)]
+        if not self.zone.startswith(f"{self.region}-"):
+            found.append(f"zone: {self.zone} is not in the region {self.region}; give zone and region")
+        return found
 
     def files(self) -> dict[str, str]:
         """`ray-gcp.yaml`."""
@@ -124,11 +161,17 @@ class Gcp(_Machines, Elastic):
         types |= {
             group.name: self._machine(group.type or "n2-standard-4", group.gpus, group.spot) for group in self.groups
         }
-        return {"ray-gcp.yaml": GCP.format(**_words(self)) + _launched(self, self, provider, types, "gcp")}
+        opening = GCP.format(**_words(self)) + (NO_CREDENTIALS if self._lacking else "")
+        return {"ray-gcp.yaml": opening + _launched(self, self, provider, types, "gcp")}
 
     def steps(self, folder: str) -> list[str]:
-        """Token, launch, forward, submit."""
-        return _steps(self, f"{folder}/ray-gcp.yaml")
+        """Token, launch, forward, submit; first what is missing."""
+        return [*self._lacking, *_steps(self, f"{folder}/ray-gcp.yaml")]
+
+    @property
+    def _lacking(self) -> list[str]:
+        lacks = f"{self.store}".startswith("gs:") and not self.service_account
+        return [LACKING.format(field="service_account=EMAIL")] if lacks else []
 
     def _machine(self, kind: str, gpus: int, spot: bool) -> dict[str, Any]:
         first = {"diskSizeGb": self.disk_gib, "sourceImage": self.source_image}
@@ -136,6 +179,9 @@ class Gcp(_Machines, Elastic):
             "machineType": kind,
             "disks": [{"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": first}],
         }
+        if self.service_account:
+            scope = "https://www.googleapis.com/auth/cloud-platform"
+            machine["serviceAccounts"] = [{"email": self.service_account, "scopes": [scope]}]
         if gpus:
             accelerator = f"projects/{self.project}/zones/{self.zone}/acceleratorTypes/{self.gpu}"
             machine["guestAccelerators"] = [{"acceleratorType": accelerator, "acceleratorCount": gpus}]
@@ -159,11 +205,16 @@ class Local(_Machines, Manifest):
     cpus: int | None = Field(default=None, ge=0)
     """CPUs of the head that steps may use; all when not given."""
 
-    @model_validator(mode="after")
-    def _shares_store(self) -> Self:
-        if self.store is None or not ("://" in self.store or self.store.startswith("/")):
-            raise ValueError("store: give a URL, or the path of a folder that all machines mount, from / on")
-        return self
+    def mistakes(self) -> list[str]:
+        """What the machines do not share, or would do twice, too."""
+        found = super().mistakes()
+        if self.store is None or not (":" in self.store or self.store.startswith("/")):
+            found.append("store: give a URL, or the path of a folder that all machines mount, from / on")
+        hosts = [self.head, *self.workers]
+        twice = sorted({host for host in hosts if hosts.count(host) > 1})
+        if twice:
+            found.append(f"workers: each machine once, and the head is none of them (found twice: {', '.join(twice)})")
+        return found
 
     def files(self) -> dict[str, str]:
         """`ray-local.yaml`."""
@@ -181,16 +232,17 @@ class Local(_Machines, Manifest):
         return _steps(self, f"{folder}/ray-local.yaml")
 
 
-def _check_types(groups: tuple[Group, ...]) -> None:
-    for group in groups:
-        if group.gpus and not group.type:
-            raise ValueError(f"group {group.name}: gpus={group.gpus} needs the machine type that has them; give type=")
+def _mistakes_of(groups: tuple[Group, ...]) -> list[str]:
+    untyped = [group for group in groups if group.gpus and not group.type]
+    return [
+        *(f"group {each.name}: gpus={each.gpus} needs the machine type that has them; give type=" for each in untyped),
+        *(f"group {HEAD}: the head is called so; give another name" for each in groups if each.name == HEAD),
+    ]
 
 
 def _launched(
     manifest: Elastic, machines: _Machines, provider: Mapping[str, Any], types: dict[str, Any], cloud: str
 ) -> str:
-    _check_types(manifest.groups)
     head = {"resources": {"CPU": 0}, "node_config": types[HEAD]}
     body = {
         "cluster_name": manifest.name,
@@ -242,7 +294,7 @@ def _common(
             "test -x ~/.local/bin/uv || curl -LsSf https://astral.sh/uv/install.sh | sh",
             f"~/.local/bin/uv venv --allow-existing --python {manifest.python} ~/hedgerow-venv",
             "~/.local/bin/uv pip install --python ~/hedgerow-venv/bin/python "
-            f'--reinstall-package hedgerow {SOURCE} "ray[default]=={manifest.ray}"',
+            f'--reinstall-package hedgerow {SOURCE}"[multi-gpu]" "ray[default]=={manifest.ray}"',
             f"""echo 'export PATH="$HOME/hedgerow-venv/bin:$PATH"; {environment}' > {PROFILE}""",
             f"grep -q {PROFILE} ~/.bashrc || echo 'source {PROFILE}' >> ~/.bashrc",
         ],
@@ -264,9 +316,9 @@ def _steps(manifest: Manifest, path: str) -> list[str]:
     return [
         f"(umask 077; mkdir -p ~/.hedgerow; {MAKE_TOKEN} > {token})",
         f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={token}",
-        f"ray up {path}",
-        f"ray dashboard {path} &",
-        f"hedgerow submit --address http://127.0.0.1:8265 {' '.join(manifest.command)}",
+        f"ray up {shlex.quote(path)}",
+        f"ray dashboard {shlex.quote(path)} &",
+        manifest.submission(START_SECONDS),
     ]
 
 
@@ -283,8 +335,9 @@ SHARED = """\
 # The dashboard, with the job server, listens on the head's loopback alone; `ray dashboard` forwards it over SSH.
 # The token that every process of the cluster shares is a file of mode 600, here and on each node; it is in no manifest:
 #   {token}
-# Ray does not encrypt what it sends, and answers gRPC health checks and /api/healthz without the token: the network
-# between the nodes must be trusted, and closed to others.
+# Without the token Ray answers gRPC health checks and, over HTTP, /api/healthz and /api/local_raylet_healthz, and the
+# dashboard /api/gcs_healthz, /api/authentication_mode and its login page, `/`. Ray does not encrypt what it sends: the
+# network between the nodes must be trusted, and closed to others.
 # All nodes get Python {python}; the driver's must be the same, which `hedgerow submit` sees to by running it there.
 """
 AWS = (
@@ -303,6 +356,12 @@ GCP = (
 """
     + SHARED
 )
+NO_CREDENTIALS = """\
+#
+# The workers have no credentials for the store: Ray gives an identity of its own making to the head alone. Give them
+# one that may read and write the store: `instance_profile` on AWS, `service_account` on Google Cloud.
+"""
+LACKING = "# the workers have no credentials for the store; make the file again with --set {field}"
 LOCAL = (
     """\
 # A cluster on machines of your own. `ray stop` at the start ends whatever else this user runs with Ray on them.

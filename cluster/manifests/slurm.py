@@ -11,11 +11,13 @@ from __future__ import annotations
 import shlex
 from typing import Annotated, ClassVar
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from cluster.manifests.manifest import MAKE_TOKEN, Manifest, Path, Word, exports
+from cluster.manifests.manifest import MAKE_TOKEN, Manifest, Path, Word, exports, spelled
 
-Duration = Annotated[str, StringConstraints(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")]
+STRETCH = 600
+"""Seconds, at least, for Ray to start and for work, before the notice that the time is nearly up."""
+Duration = Annotated[str, spelled(r"(\d+-)?\d+(:\d\d){0,2}", "[DAYS-]HOURS:MINUTES:SECONDS, or MINUTES")]
 
 
 class Slurm(Manifest):
@@ -35,7 +37,7 @@ class Slurm(Manifest):
     """The site's own when not given."""
     account: Word | None = None
     """Who is charged."""
-    notice: int = Field(default=120, ge=30)
+    notice: int = Field(default=120, ge=30, le=65535)
     """Seconds before the end at which hedgerow is asked to save its state."""
     setup: tuple[str, ...] = ()
     """Shell lines that bring `ray` and `hedgerow` onto the PATH, such as `module load ...` or `source .../activate`."""
@@ -44,10 +46,22 @@ class Slurm(Manifest):
     port: int = Field(default=6379, ge=1024, le=65535)
     """Of Ray's head."""
 
+    def mistakes(self) -> list[str]:
+        """What Slurm would misread, too."""
+        found = super().mistakes()
+        if self.type and not self.gpus:
+            found.append(f"type: {self.type} names a GPU; give gpus too")
+        if any("\n" in line for line in self.setup):
+            found.append("setup: one line each")
+        if 0 < _seconds(self.time) <= self.notice + STRETCH:  # 0 is no limit
+            found.append(
+                f"time: {self.time} is hardly more than the notice, {self.notice} s, and the job would queue up for "
+                f"ever; allowed: more than {self.notice + STRETCH} s"
+            )
+        return found
+
     def files(self) -> dict[str, str]:
         """`NAME.sbatch`."""
-        if any("\n" in line for line in self.setup):
-            raise ValueError("setup: one line each")
         script = SCRIPT
         for word, text in {
             "@OPTIONS@": "\n".join(f"#SBATCH --{option}" for option in self._options()),
@@ -65,7 +79,7 @@ class Slurm(Manifest):
     def steps(self, folder: str) -> list[str]:
         """Submit, and look."""
         return [
-            f"sbatch {folder}/{self.name}.sbatch",
+            f"sbatch {shlex.quote(f'{folder}/{self.name}.sbatch')}",
             f"squeue --name {self.name}",
             f"hedgerow runs{f' --store {self.store}' if self.store else ''}",
         ]
@@ -89,6 +103,14 @@ class Slurm(Manifest):
         ]
 
 
+def _seconds(time: str) -> int:
+    """A time as Slurm reads it: D-H, D-H:M, D-H:M:S, H:M:S, M:S or M (sbatch's manual, `--time`)."""
+    days, dash, rest = time.rpartition("-")
+    parts = rest.split(":")
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return 86400 * int(days or 0) + sum(unit * int(part) for unit, part in zip(units, parts, strict=False))
+
+
 SCRIPT = """\
 #!/bin/bash
 @OPTIONS@
@@ -97,9 +119,11 @@ SCRIPT = """\
 #   0 done, 1 a step failed, 2 the request was wrong, 3 Ray did not start or was lost, 75 stopped and to be run again.
 # Shortly before its time is up it saves its state, queues up again, and goes on from the store. Where jobs are
 # preempted, PreemptParameters=send_user_signal gives them the same notice.
+# Relative paths, such as a recipe's, are looked for in the folder in which `sbatch` is called.
 #
 # The token that Ray's processes share is made for each job, in a file that only its user reads; it is on no command
-# line. Ray does not encrypt what it sends, and answers gRPC health checks and /api/healthz without the token.
+# line. Ray does not encrypt what it sends, and answers gRPC health checks, /api/healthz and /api/local_raylet_healthz
+# without the token.
 
 set -uo pipefail
 umask 077

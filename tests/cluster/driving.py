@@ -10,6 +10,7 @@ import contextlib
 import json
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from cluster.executor import RayExecutor
 from cluster.flow import Flow, Handle
 from cluster.placement import Machine
 from cluster.session import ClusterUnreachable, session
-from cluster.store import Store
+from cluster.store import Store, StoreError
 from cluster.worker import Order, Outcome, Terms, run_step
 from tests.cluster.toys import Add, Count
 
@@ -58,6 +59,25 @@ class ThreadExecutor:
 
     def kill(self, running: Any) -> None:
         running.set_result(Outcome("failed", "preempted", "killed"))
+
+
+class Outage:
+    """Reads from a store that is away for a while: they are refused, or answered when it is back."""
+
+    def __init__(self, store: Store, hangs: bool) -> None:
+        self._read = store.get
+        self._hangs = hangs
+        self._until = 0.0
+
+    def begin(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+
+    def get(self, path: str) -> bytes | None:
+        left = self._until - time.monotonic()
+        if left > 0 and not self._hangs:
+            raise StoreError(f"{path}: away")
+        time.sleep(max(0.0, left))
+        return self._read(path)
 
 
 class Driver:

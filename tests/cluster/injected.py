@@ -77,9 +77,9 @@ class Injected:
             self._remember(path, None)
         self._answer(fault, path, None)
 
-    def list(self, prefix: str) -> Any:
+    def list(self, prefix: str, **options: Any) -> Any:
         self.listed.append(prefix)
-        return self.inner.list(prefix)
+        return self.inner.list(prefix, **options)
 
     def list_with_delimiter(self, prefix: str) -> Any:
         self.listed.append(prefix)

@@ -103,8 +103,9 @@ class FakeTorch(SimpleNamespace):
 
 def placed(store: Store, executor: Any, wait: float, *rules: str, terms: Terms = SHORT) -> Driver:
     made = Driver(store, executor, terms)
+    placing = Placing(parse_rules(rules), machines=executor.machines)
     made.engine = Engine(store, executor, lambda state, handle, **news: made._hear(state, handle, news), terms,
-                         placing=Placing(parse_rules(rules)), wait_for_nodes=wait)  # fmt: skip
+                         placing=placing, wait_for_nodes=wait)  # fmt: skip
     return made
 
 

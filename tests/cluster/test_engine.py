@@ -17,7 +17,7 @@ from cluster.flow import Flow
 from cluster.ledger import Ledger, folder_of
 from cluster.store import Store, StoreError
 from cluster.worker import Outcome
-from tests.cluster.driving import SHORT, Driver, ThreadExecutor, fan, fan_sum
+from tests.cluster.driving import SHORT, Driver, Outage, ThreadExecutor, fan, fan_sum
 from tests.cluster.toys import Add, Count, Fail, Wait
 
 QUICK = replace(SHORT, ttl=0.6)
@@ -185,6 +185,33 @@ def test_a_holder_that_beats_is_waited_for_however_long_it_takes(disk: Store, tm
     assert len(lines(started)) == 1
     assert eager.count("waiting") == 1
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_holder_whose_store_was_away_is_not_passed_over(
+    disk: Store, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    ttl = 0.4
+    made, outage = driver(disk, terms=replace(QUICK, ttl=ttl)), Outage(disk, hangs)
+    ledger = Ledger(Store.open(disk.url))
+    monkeypatch.setattr(disk, "get", outage.get)
+
+    async def run(flow: Flow) -> Any:
+        step = flow.step(Add(5))
+        lease = ledger.lease(step.key, "holder")
+        assert lease is not None
+        waiting = asyncio.ensure_future(step.published())
+        await asyncio.sleep(ttl / 2)
+        ledger.beat(lease)
+        await asyncio.sleep(ttl / 3)
+        outage.begin(1.5 * ttl)
+        await asyncio.sleep(1.6 * ttl)  # no beat arrives either, and the next one takes a moment
+        ledger.beat(lease)
+        ledger.publish(lease, {"sum.txt": b"5"}, {"task": step.task.identity(), "inputs": {}, "metrics": {"sum": 5}})
+        return (await waiting).manifest["attempt"]
+
+    assert made.run(run) == "holder"
+    assert made.count("started") == 1
 
 
 # ---- stopping

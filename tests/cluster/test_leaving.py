@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import subprocess
@@ -74,6 +75,85 @@ def test_gcp_gives_notice_by_a_page_that_changes() -> None:
 def test_a_service_that_fails_gives_no_notice() -> None:
     page = ("GET", "/computeMetadata/v1/instance/preempted")
     _is_told_after("gcp", {}, (503, "TRUE"), page, (200, "TRUE"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nTR",  # IncompleteRead
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xfe",  # bytes that are no text
+        b"nonsense\r\n\r\n",  # BadStatusLine
+        b"",  # cut off
+    ],
+)
+def test_a_broken_answer_does_not_end_the_watch(answer: bytes) -> None:
+    page = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nTRUE"
+    with socket.create_server(("127.0.0.1", 0)) as service:
+
+        def serve() -> None:
+            for each in (answer, answer, page):
+                asking, _ = service.accept()
+                with asking:
+                    asking.recv(4096)
+                    asking.sendall(each)
+
+        serving = threading.Thread(target=serve, daemon=True)
+        serving.start()
+        await_notice("gcp", f"http://127.0.0.1:{service.getsockname()[1]}", pause=0.01)
+        serving.join(5)
+        assert not serving.is_alive()
+
+
+class _Head:
+    """Stands in for `leave`: fails as it is told to, then succeeds."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.asked: list[tuple[int, bool]] = []
+
+    def leave(self, address: str, seconds: int, wait: bool) -> list[str]:
+        self.asked.append((seconds, wait))
+        if self.failures:
+            raise self.failures.pop(0)
+        return ["node"]
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Head]:
+    from ray.exceptions import RpcError
+
+    made = _Head(OSError("no route"), RpcError("UNAVAILABLE"), RuntimeError("what nobody thought of"))
+    monkeypatch.setattr("cluster.leaving.leave", made.leave)
+    monkeypatch.setattr("cluster.leaving._require_listener", lambda address: None)
+    monkeypatch.setattr("cluster.leaving.await_notice", lambda cloud, service: None)
+    monkeypatch.setattr("cluster.leaving.AGAIN", 0.2)
+    yield made
+    signal.alarm(0)
+    logging.disable(logging.NOTSET)
+
+
+def test_after_the_notice_leaving_is_tried_again_with_the_time_that_is_left(
+    head: _Head, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--on-notice", "aws", "--within", "30", "--address", "h:1"]) == 0
+    assert [wait for _, wait in head.asked] == [False] * 4
+    assert head.asked[0][0] == 30
+    assert 25 < head.asked[-1][0] < 30
+    assert capsys.readouterr().out == "leaving within 30 s: node\n"
+
+
+def test_after_the_notice_it_is_tried_until_the_time_is_up(head: _Head, capsys: pytest.CaptureFixture[str]) -> None:
+    head.failures = [OSError(f"no route, {number}") for number in range(100)]
+    assert main(["--on-notice", "aws", "--within", "1", "--address", "h:1"]) == 1
+    assert 1 < len(head.asked) <= 5
+    assert f"no route, {len(head.asked) - 1}: there is no cluster to leave" in capsys.readouterr().out
+
+
+def test_a_pod_tries_again_when_ray_is_in_trouble_and_not_when_nobody_is_there(head: _Head) -> None:
+    assert main(["--within", "30", "--address", "h:1"]) == 1
+    assert len(head.asked) == 1
+    assert main(["--within", "30", "--address", "h:1"]) == 0
+    assert len(head.asked) == 4
 
 
 def test_which_cluster_to_leave_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.ledger import Damaged, Fenced, Lease, Ledger, Published, folder_of, is_free
@@ -83,6 +84,16 @@ def test_a_process_with_the_number_of_a_dead_holder_is_not_mistaken_for_it() -> 
     me = Owner.me()
     assert not me.is_gone()
     assert Owner(me.host, me.pid, me.started - 100).is_gone()
+
+
+def test_a_change_of_the_clock_makes_no_living_holder_look_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    me = Owner.me()
+    created, now = psutil.Process.create_time, time.time
+    for hours in (-1, 1):
+        monkeypatch.setattr(time, "time", lambda hours=hours: now() + 3600 * hours)
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self, hours=hours: created(self) + 3600 * hours)
+        assert not me.is_gone()
+        assert not Owner.from_json(me.to_json()).is_gone()
 
 
 def test_a_holder_on_another_machine_is_never_called_gone() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from cluster import overview, runs
 from cluster.ledger import Lease, Ledger
-from cluster.overview import LINGER, Overview
+from cluster.overview import LINGER, PAST, Overview
 from cluster.owner import Owner
 from cluster.runs import EventLog, Run, write_plan
 from cluster.standing import SILENCE, RunNow
@@ -29,6 +29,7 @@ class Scene:
     def __init__(self, store: Store, run_id: str = "run-1", driver: str = "d1", owner: Mapping[str, Any] | None = None):
         self.store, self.ledger, self.run_id, self.driver = store, Ledger(store), run_id, driver
         Run.open(store, run_id, {"name": run_id})
+        write_plan(store, run_id, [])
         self.log = EventLog(store, run_id, driver)
         self.log.write("run", state="started", driver=driver, owner=dict(owner or Owner.me().to_json()), cpus=4, gpus=0)
 
@@ -127,18 +128,78 @@ def test_what_was_read_is_not_read_again(scene: Scene, monkeypatch: pytest.Monke
     for name in ("get", "look", "entries"):
         true = getattr(Store, name)
 
-        def counted(self: Store, path: str, name: str = name, true: Any = true) -> Any:
-            calls[f"{name} {path.split('/')[0]}"] += 1
-            return true(self, path)
+        def counted(self: Store, *about: Any, name: str = name, true: Any = true) -> Any:
+            calls[f"{name} {about[0].split('/')[0]}"] += 1
+            if name != "entries":
+                return true(self, *about)
+            listed = list(true(self, *about))
+            calls["listed"] += len(listed)
+            return iter(listed)
 
         monkeypatch.setattr(Store, name, counted)
     assert overview_.look()[0].done == 300
-    assert calls == {"entries runs": 1, "get steps": 2, "look steps": 1}
+    assert calls == {"entries runs": 2, "listed": 0, "look runs": 1, "get steps": 2, "look steps": 1}
     scene.tell("published", "f" * 64, seconds=1.0)
     scene.flush()
     calls.clear()
     assert overview_.look()[0].done == 301
-    assert calls == {"entries runs": 1, "get runs": 1}
+    assert calls == {"entries runs": 2, "listed": 1, "look runs": 1, "get runs": 1}
+
+
+def test_of_two_drivers_at_once_the_earlier_and_one_whose_clock_is_late_are_heard_too(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = Scene(scene.store, driver="d2")
+    later.tell("published", "b" * 64, seconds=1.0)
+    later.flush()
+    scene.tell("published", "a" * 64, seconds=1.0)
+    scene.flush()
+    watching = Overview(scene.store)
+    assert watching.look()[0].done == 2
+    for key in "cd":
+        scene.tell("published", key * 64, seconds=1.0)
+        scene.flush()
+    assert watching.look()[0].done == 4
+    true = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: true() - int(HOUR * 1e9))
+    late = Scene(scene.store, driver="d3")
+    late.tell("published", "e" * 64, seconds=1.0)
+    late.flush()
+    scene.store.put(f"runs/{scene.run_id}/beats/d3.json", b"{}")
+    assert watching.look()[0].done == 5
+    late.tell("published", "f" * 64, seconds=1.0)
+    late.flush()
+    assert watching.look()[0].done == 6
+
+
+def test_runs_that_are_not_at_work_are_searched_now_and_then_and_old_ones_never_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, old in ((2, PAST + 60), (3, 60)):
+        Scene(scene.store, f"run-{number}", f"d{number}").end()
+        age(scene.store, f"runs/run-{number}", old)
+    scene.flush()
+    touched: list[str] = []
+    for name in ("get", "look", "entries"):
+        true = getattr(Store, name)
+
+        def noted(self: Store, *about: Any, true: Any = true) -> Any:
+            touched.append(about[0])
+            return true(self, *about)
+
+        monkeypatch.setattr(Store, name, noted)
+    watching = Overview(scene.store)
+    assert [run.id for run in watching.look()] == ["run-1"]
+    assert not any("run-2/events" in path for path in touched)
+    touched.clear()
+    watching.look()
+    assert not any("run-2" in path or "run-3" in path for path in touched)
+    touched.clear()
+    watching._search_due = 0.0
+    watching.look()
+    assert "runs/run-2/plan.json" not in touched
+    assert "runs/run-3/plan.json" in touched
+    assert [run.driver_state for run in Overview(scene.store, "run-2").look()] == ["ended"]
 
 
 def test_only_runs_at_work_are_shown_unless_one_is_named(scene: Scene) -> None:
@@ -160,7 +221,8 @@ def test_a_run_that_was_seen_at_work_is_shown_to_its_end(scene: Scene) -> None:
     assert [run.driver_state for run in watching.look()] == ["ended"]
 
 
-def test_a_run_that_is_resumed_is_seen_at_the_next_look(disk: Store) -> None:
+def test_a_run_that_is_resumed_is_seen_at_the_next_search(disk: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overview, "IDLE_SECONDS", 0.0)
     Scene(disk).end()
     watching = Overview(disk)
     assert watching.look() == []

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cluster import placement
 from cluster.failures import StepFailed
 from cluster.flow import Flow
-from cluster.placement import GB, GPU_TYPE, Machine, Needs, Unplaced, misfit, parse_rules, with_gpus
+from cluster.placement import GB, GPU_TYPE, UNSEEN, Machine, Needs, Turns, Unplaced, misfit, parse_rules, with_gpus
 from cluster.profiles import Placing
 from cluster.store import Store
 from cluster.worker import Order, Outcome
@@ -131,6 +133,71 @@ def test_the_unplaceable_is_said_once_and_not_waited_for_for_ever() -> None:
     )
     assert patience.look(wanted, "") == (False, "")  # a node joined
     assert patience.look(wanted, "too large") == (False, "")
+
+
+def test_patience_begins_anew_when_nobody_looked_for_long() -> None:
+    """A cluster that scales from zero: all begin, and much later the only node goes."""
+    now = [0.0]
+    patience = Unplaced(60, lambda: now[0])
+    wanted = Needs(9)
+    for second in (0.0, 5.0, 16.0):
+        now[0] = second
+        patience.look(wanted, "too large")
+    now[0] = later = 16 + UNSEEN + 1
+    assert patience.look(wanted, "too large") == (False, "")
+    told = []
+    for second in range(5, 60, 5):
+        now[0] = later + second
+        say, end = patience.look(wanted, "too large")
+        assert not end
+        told += [second] * say
+    assert told == [15]
+    now[0] = later + 60
+    assert "waited 60 s" in patience.look(wanted, "too large")[1]
+
+
+def test_no_more_teams_at_once_than_nodes_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "asyncio", SimpleNamespace(sleep=lambda seconds: asyncio.sleep(0.001)))
+    turns = Turns(lambda: [Machine({"CPU": 4}, {}), Machine({"CPU": 5}, {}), Machine({"CPU": 9}, {"zone": "b"})])
+    at_once = dict.fromkeys((1, 2), 0)
+    most = dict(at_once)
+
+    async def work(needs: Needs) -> None:
+        async with turns.turn(needs):
+            at_once[needs.processes] += 1
+            most[needs.processes] = max(most[needs.processes], at_once[needs.processes])
+            await asyncio.sleep(0.01)
+            at_once[needs.processes] -= 1
+
+    async def all_of_them() -> None:
+        teams = [work(Needs(2, 0, 0, (("zone", "!b"),), processes=2)) for _ in range(6)]
+        await asyncio.wait_for(asyncio.gather(*teams, *(work(Needs(2)) for _ in range(20))), 5)
+
+    asyncio.run(all_of_them())
+    assert most == {1: 20, 2: 2}
+
+
+def test_a_team_for_which_there_is_no_room_yet_is_asked_for_all_the_same() -> None:
+    """Else nobody would learn that it is waited for: neither the cluster, which may grow, nor the user."""
+
+    async def one() -> None:
+        async with Turns(list).turn(Needs(processes=2)):
+            pass
+
+    asyncio.run(asyncio.wait_for(one(), 5))
+
+
+def test_a_team_that_fails_gives_its_turn_back() -> None:
+    turns = Turns(lambda: [Machine({"CPU": 2}, {})])
+
+    async def two() -> None:
+        with pytest.raises(ValueError, match="no good"):
+            async with turns.turn(Needs(processes=2)):
+                raise ValueError("no good")
+        async with turns.turn(Needs(processes=2)):
+            pass
+
+    asyncio.run(asyncio.wait_for(two(), 5))
 
 
 class Narrow(ThreadExecutor):

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 
 from cluster import worker
+from cluster.failures import StepFailed
 from cluster.flow import Flow
 from cluster.ledger import Ledger, folder_of
 from cluster.meter import CONTEXT, Cuda, Meter
-from cluster.placement import GB, GPU_TYPE, Machine, Needs, parse_rules
+from cluster.placement import GB, GPU_TYPE, Machine, Needs, misfit, parse_rules
 from cluster.profiles import GRAIN, GpuPeak, Placing, Profile, Profiles, sort_of
 from cluster.step import key_of
 from cluster.store import Store, StoreError
 from cluster.worker import Order, Outcome, run_step
 from tasks.training.train import Train
 from tests.cluster.driving import SHORT, ThreadExecutor
-from tests.cluster.sharing import TOTAL, FakeTorch, Learn, measured
+from tests.cluster.sharing import TOTAL, FakeTorch, Learn, measured, placed
 
 SHARE = 0.15  # (1 GiB * 1.2 + 0.75 GiB) / 16 GiB = 0.122, in twentieths
 
@@ -244,3 +245,43 @@ def test_what_waits_for_a_whole_gpu_is_asked_for_anew_when_the_first_was_measure
     assert len(list(disk.paths("profiles"))) == 1
     assert all(len([path for path in disk.paths(folder_of(handle.key)) if "lease" in path]) == 1 for handle in
                {handle for state, handle, _ in made.events if state == "published"})  # fmt: skip
+
+
+def test_after_an_out_of_memory_no_more_is_asked_for_than_a_node_has_that_could_run_it(disk: Store) -> None:
+    sizes = (("a", 8, 0), ("a", 12, 1), ("b", 64, 0))
+    nodes = [Machine({"CPU": 4, "GPU": gpus, "memory": size * GB}, {"zone": zone}) for zone, size, gpus in sizes]
+    assert auto(disk, *nodes, rules=("memory=10", "zone=a")).needs(Learn(1), starved=1).memory == 12 * GB
+    assert auto(disk, *nodes, rules=("memory=10",)).needs(Learn(1), starved=1).memory == 20 * GB
+    assert auto(disk, *nodes, rules=("memory=10",)).needs(Learn(1, gpus=1), starved=1).memory == 12 * GB
+    assert auto(disk, *nodes, rules=("memory=100",)).needs(Learn(1), starved=1).memory == 200 * GB
+    assert auto(disk, rules=("memory=10",)).needs(Learn(1), starved=1).memory == 20 * GB
+
+
+class Starving(ThreadExecutor):
+    """One node on which every attempt runs out of memory."""
+
+    def submit(self, order: Order) -> Any:
+        self.orders.append(order)
+        outcome = asyncio.get_running_loop().create_future()
+        if not misfit(order.needs, self.machines()):
+            outcome.set_result(Outcome("failed", "oom", "it took too much"))
+        return outcome
+
+    def machines(self) -> tuple[Machine, ...]:
+        return (Machine({"CPU": 4, "memory": 12 * GB}, {}),)
+
+
+@pytest.mark.parametrize(("given", "asked"), [(4, [4, 8]), (10, [10, 12]), (12, [12])])
+def test_a_step_that_took_more_than_the_largest_node_has_ends_as_out_of_memory(
+    disk: Store, given: int, asked: list[int]
+) -> None:
+    executor = Starving()
+    made = placed(disk, executor, 0.0, f"memory={given}")
+
+    async def run(flow: Flow) -> Any:
+        return await flow.step(Learn(1))
+
+    with pytest.raises(StepFailed) as failed:
+        made.run(run)
+    assert failed.value.cause == "oom"
+    assert [order.needs.memory for order in executor.orders] == [size * GB for size in asked]

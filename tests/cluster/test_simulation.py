@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from cluster import ledger
+from cluster import ledger, worker
 from cluster.failures import Budget
-from cluster.ledger import Ledger, Published
+from cluster.ledger import Lease, Ledger, Published
 from cluster.store import Store, StoreError
-from cluster.watch import Pulse
+from cluster.watch import Pulse, Watch
 from tests.cluster.simulation.faults import KINDS
 from tests.cluster.simulation.schedules import explore, fail_with, gray
 from tests.cluster.simulation.simulation import digest_of
@@ -157,3 +157,39 @@ def test_found_when_leases_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     lease = Ledger.lease
     monkeypatch.setattr(Ledger, "lease", taken)
     found("alive and beating")
+
+
+def test_found_when_a_blind_driver_takes_the_outage_of_the_store_for_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pulse, "could_not_look", lambda self: None)
+    found("alive and beating")
+
+
+def test_found_when_an_answer_that_was_long_on_its_way_counts_as_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pulse, "looked", lambda self, asked: None)
+    found("alive and beating")
+
+
+def test_found_when_a_leaving_node_takes_its_steps_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nobody(self: Watch, lease: Lease) -> None:
+        pass
+
+    monkeypatch.setattr(Watch, "_take_along", nobody)
+    found("does not leave as it was asked to")
+
+
+def test_found_when_an_attempt_does_not_hear_that_it_should_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_is_asked_to_leave", lambda store, order: False)
+    found("does not leave as it was asked to")
+
+
+def test_found_when_checkpoints_are_not_gone_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ledger, "load_checkpoint", lambda self, lease: None)
+    found("though a checkpoint holds")
+
+
+def test_found_when_an_attempt_leaves_without_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(self: Ledger, lease: Lease, state: bytes) -> None:
+        pass
+
+    monkeypatch.setattr(Ledger, "save_checkpoint", forgetful)
+    found("saved")

@@ -354,3 +354,12 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match="cannot make the folder"):
         Store.open(str(tmp_path / "file"))
+
+
+def test_a_listing_may_begin_after_an_object(store: Store) -> None:
+    for number in (1, 2, 10, 3):
+        store.put(f"log/{number:02d}", b"x")
+    store.put("other/99", b"x")
+    assert sorted(entry.path for entry in store.entries("log", "log/02")) == ["log/03", "log/10"]
+    assert sorted(entry.path for entry in store.entries("log", "log/021")) == ["log/03", "log/10"]
+    assert list(store.entries("log", "log/10")) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import os
 import shutil
@@ -17,8 +18,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cluster.flow import Flow
 from cluster.store import Store, StoreError
+from cluster.worker import Terms
 from tests.cluster.conftest import BUCKET
+from tests.cluster.driving import Driver, ThreadExecutor
+from tests.cluster.toys import Wait
 
 ROOT = Path(__file__).parents[2]
 
@@ -226,3 +231,65 @@ def test_wrong_credentials_are_a_store_error(s3_server: str, monkeypatch: pytest
         proxy.shutdown()
         proxy.server_close()
     assert "\n" not in str(failure.value)
+
+
+def test_a_brief_request_to_a_server_that_never_answers_ends_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.store.BRIEF", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "fake")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "fake")
+        store = Store.open(f"s3://{BUCKET}/x").brief
+        began = time.monotonic()
+        with pytest.raises(StoreError, match=r"^a: "):
+            store.put("a", b"1")
+        assert time.monotonic() - began < 3
+        with pytest.raises(StoreError, match=r"^a: "):
+            store.get("a")
+
+
+class _Hangs(_Proxy):
+    """Answers no further beat while it is told to."""
+
+    faults, hangs, hung, over = 0, False, 0, threading.Event()
+
+    def do_PUT(self) -> None:
+        if type(self).hangs and "/lease-" in self.path:
+            type(self).hangs = False
+            type(self).hung += 1
+            type(self).over.wait(30)
+            self.close_connection = True
+            return
+        self._pass_on()
+
+
+def test_a_step_is_not_given_up_for_one_beat_that_gets_no_answer(
+    s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("cluster.store.BRIEF", 0.3)
+    monkeypatch.setattr(_Hangs, "behind", urlsplit(s3_server).netloc)
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _Hangs)
+    proxy.daemon_threads = True
+    threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
+    store = Store.open(f"s3://{BUCKET}/{tmp_path.name}")
+    flag, started = tmp_path / "flag", tmp_path / "started"
+    made = Driver(store, ThreadExecutor(), Terms(beat=0.1, ttl=1.0, checkpoint=10.0, farewell=1.0))
+
+    async def run(flow: Flow) -> Any:
+        step = asyncio.ensure_future(flow.step(Wait(str(flag), str(started))).published())
+        while not started.exists():
+            await asyncio.sleep(0.01)
+        _Hangs.hangs = True
+        await asyncio.sleep(1.6)
+        flag.touch()
+        return await step
+
+    try:
+        assert made.run(run).metrics == {"waited": True}
+    finally:
+        _Hangs.over.set()
+        proxy.shutdown()
+        proxy.server_close()
+    assert _Hangs.hung == 1
+    assert (made.count("started"), made.count("retried")) == (1, 0)

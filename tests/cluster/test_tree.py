@@ -55,6 +55,7 @@ def test_environments_stores_and_what_is_named_stay(tmp_path: Path) -> None:
     write(
         tmp_path, "a.py", "venv-of-mine/pyvenv.cfg", "venv-of-mine/lib/b.py", "hedgerow-store/steps/s",
         "hedgerow-results/r", "__pycache__/a.pyc", "shared/steps/s", "tests/t.py", ".git/HEAD",
+        ".hedgerow-jobs/4711/head.log", "deep/.hedgerow-jobs/4711/token",
     )  # fmt: skip
     write(tmp_path, ".rayignore", content="tests/\n")
     assert pack(tmp_path, without=[tmp_path / "shared"]).files == (".rayignore", "a.py")
@@ -108,7 +109,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [".env", ".env.local", "id_rsa", "keys/server.PEM", ".netrc", ".aws/credentials", "x/auth_token"]
+    "name",
+    [".env", ".env.local", "id_rsa", "keys/server.PEM", ".netrc", ".aws/credentials", "x/auth_token", "jobs/1/token"],
 )
 def test_files_with_the_names_of_secrets_are_refused_unless_allowed_or_ignored(name: str, tmp_path: Path) -> None:
     write(tmp_path, "a.py", name)

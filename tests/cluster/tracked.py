@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 
@@ -48,7 +49,7 @@ class Driver:
 
     def publish(self, at: Mapping[str, Any], kind: str, metrics: Mapping[str, Any], history: bytes = b"") -> None:
         key = self.ask(at, kind)
-        lease = Ledger(self.store).lease(key, f"attempt-{key}")
+        lease = Ledger(self.store).lease(key, f"attempt-{uuid4().hex}")
         if lease is not None:
             manifest = {"task": {"kind": kind}, "inputs": {}, "metrics": metrics}
             Ledger(self.store).publish(lease, {"history.jsonl": history} if history else {}, manifest)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from typer.testing import CliRunner
 
 from cluster.store import Store
 from tasks.component import members
 from tasks.data import Dataset
-from workflows.command import doctor
+from workflows.command import cli, doctor
 from workflows.command.check import Check, checks_table
 from workflows.command.doctor_cluster import check_cluster
 
@@ -118,3 +122,22 @@ def test_whatever_is_not_ok_says_what_to_do(tmp_path: Path, monkeypatch: pytest.
     assert all(check.advice for check in checks if check.state != "ok")
     assert not os.path.exists(tmp_path / "store")
     assert checks_table(checks).row_count == len(checks)
+
+
+def test_on_a_terminal_each_check_is_said_as_soon_as_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    seen: list[str] = []
+
+    def checks(*where: str) -> Iterator[Check]:
+        yield Check("python", "ok", "3.13")
+        seen.append(shown.getvalue())
+        yield Check("store", "wrong", "it [is] away", "start it")
+
+    monkeypatch.setattr(doctor, "check_all", checks)
+    monkeypatch.setattr(cli, "out", Console(file=shown, force_terminal=True, no_color=True, width=200))
+    assert CliRunner().invoke(cli.app, ["doctor"]).exit_code == 3
+    assert "python" in seen[0]
+    assert "3.13" in seen[0]
+    assert "it [is] away" in shown.getvalue()
+    assert "-> start it" in shown.getvalue()
+    assert shown.getvalue().count("python") == 1

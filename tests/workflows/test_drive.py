@@ -1,21 +1,31 @@
-"""What a driver does with what a workflow meets on its way."""
+"""What a driver does with what a workflow meets on its way, with signals, and with a store that is none."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
+from rich.console import Console
 
 from cluster.flow import Flow
 from cluster.runs import events_of
 from cluster.store import Store
 from tasks.measuring.merge import MergeOutcomes
 from tests.workflows.conftest import Inline, record_run, write_recipe
+from workflows.command import launch as launching
 from workflows.command.exit_codes import Exit
-from workflows.command.launch import Options, _Driver
-from workflows.command.recipe import load_recipe
+from workflows.command.launch import Options, _Driver, launch, open_store
+from workflows.command.recipe import BadRequest, load_recipe
+from workflows.command.signals import stoppable
 from workflows.imp import IMP
 
 
@@ -50,3 +60,81 @@ def test_what_does_not_fit_in_the_middle_of_a_run_is_a_line_each_and_stops_it(
     assert driver.problems == lines
     ended = [event for event in events_of(disk, run.id) if event.get("state") == "ended"]
     assert ended[-1]["code"] == Exit.FAILED
+
+
+class Unconditional:
+    """A store's backend that takes a conditional put for a plain one, as some servers do."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def put(self, path: str, data: bytes, mode: str = "overwrite") -> None:
+        self._inner.put(path, data)
+
+
+def test_a_store_that_ignores_conditional_puts_is_refused_in_one_line(
+    disk: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(open_store(disk.url, to_run=True).paths("")) == []
+    monkeypatch.setattr(Store, "open", lambda url: Store(url, Unconditional(disk._backend)))
+    with pytest.raises(BadRequest) as refused:
+        open_store(disk.url, to_run=True)
+    assert "ignores conditional puts" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert list(disk.paths("")) == []
+    open_store(disk.url)  # to look is fine
+
+
+class Stuck(Inline):
+    """Attempts that never end, on a store that never answers again; two signals come once the first has begun."""
+
+    def __init__(self, signals: list[tuple[float, signal.Signals]], over: threading.Event) -> None:
+        super().__init__()
+        self._signals, self._over = signals, over
+        self.killed = 0
+
+    def submit(self, order: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        if loop.is_running() and not self.killed:
+            for after, number in self._signals:
+                loop.call_later(after, signal.raise_signal, number)
+            self._signals = []
+            loop.run_in_executor(None, self._over.wait)
+        return loop.create_future()
+
+    def kill(self, running: Any) -> None:
+        self.killed += 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_second_signal_ends_everything_at_once_and_says_how_to_go_on(
+    tmp_path: Path, disk: Store, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    @contextlib.contextmanager
+    def no_ray(*address: Any, **named: Any) -> Iterator[Any]:
+        yield SimpleNamespace(cluster_resources=dict, nodes=list, shutdown=lambda: left.append(True))
+
+    said: list[str] = []
+    left: list[bool] = []
+    over = threading.Event()
+    stuck = Stuck([(0.0, number), (0.02, number), (0.15, number)], over)
+    monkeypatch.setattr(launching, "ECHO", 0.1)
+    monkeypatch.setattr(launching, "session", no_ray)
+    monkeypatch.setattr(launching, "RayExecutor", lambda ray: stuck)
+    monkeypatch.setattr(launching, "abandon", lambda: left.append(True))
+    recipe = load_recipe(str(write_recipe(tmp_path)))
+    began = time.monotonic()
+    try:
+        with pytest.raises(typer.Exit) as end, stoppable(said.append) as stop_if_asked:
+            launch(recipe, Options(disk.url, tmp_path / "out", wandb="disabled"), Console(quiet=True), stop_if_asked)
+    finally:
+        over.set()
+    assert end.value.exit_code == code
+    assert stuck.killed >= 1
+    assert left == [True, True]
+    assert time.monotonic() - began < 5  # the farewell alone takes ten seconds
+    assert len(said) == 1
+    assert said[0].startswith("to go on: hedgerow")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from cluster.manifests import TARGETS
+from tests.workflows.submissions import Called
 from workflows.command.cli import app
 from workflows.command.recipe import BadRequest
+from workflows.command.submission import remote_command
 
 STORE = ("--store", "s3://bucket/store")
 
@@ -27,11 +31,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_files_are_written_and_the_next_commands_said(tmp_path: Path) -> None:
-    said = _run("kuberay", *STORE, "--name", "lab", "--", "run", "imp", "--set", "levels=8").stdout
+    said = _run("kuberay", *STORE, "--name", "lab", "--", "run", "imp-cifar10", "--set", "levels=8").stdout
     assert "wrote hedgerow-cluster/job.yaml" in said
     assert "kubectl -n hedgerow create secret generic lab-token" in said
     job = yaml.safe_load((tmp_path / "hedgerow-cluster/job.yaml").read_text())
-    assert job["spec"]["entrypoint"] == "hedgerow run imp --set levels=8 --address auto"
+    words = "hedgerow run imp-cifar10 --set levels=8 --address auto --wait-for-nodes 3600"
+    assert job["spec"]["entrypoint"] == words
 
 
 def test_groups_and_fields_are_taken(tmp_path: Path) -> None:
@@ -85,7 +90,25 @@ def test_stdout_and_fields_write_nothing(tmp_path: Path) -> None:
 def test_json_says_what_was_written() -> None:
     said = json.loads(_run("local", *STORE, "--set", "head=10.0.0.1", "--json").stdout)
     assert said["files"] == ["hedgerow-cluster/ray-local.yaml"]
-    assert said["next"][-1] == "hedgerow submit --address http://127.0.0.1:8265 run quickstart"
+    assert said["next"][-1] == (
+        "hedgerow submit --address http://127.0.0.1:8265 run quickstart --wait-for-nodes 3600 --store s3://bucket/store"
+    )
+
+
+@pytest.mark.parametrize("target", ["kuberay", "aws", "gcp", "local"])
+def test_the_submission_that_is_named_can_be_pasted(target: str, tmp_path: Path) -> None:
+    own = {"gcp": ("--set", "project=p"), "local": ("--set", "head=10.0.0.1")}.get(target, ())
+    words = ("run", "quickstart", "--set", "train.data={kind: mnist-mini, validation: 1000}")
+    said = json.loads(_run(target, *STORE, *own, "--json", "--", "hedgerow", *words).stdout)
+    text = "\n".join([*said["next"], *(Path(file).read_text() for file in said["files"])])
+    (line,) = re.findall(r"hedgerow submit --address http://127\.0\.0\.1:8265.*", text)
+    pasted = shlex.split(line)
+    assert remote_command(pasted[4:]).words[: len(words)] == list(words)
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/a.txt").write_text("a")
+    called = Called("submit", "--address", "http://127.0.0.1:1", *pasted[4:], cwd=tmp_path / "tree")
+    assert (called.code, called.err.count("\n")) == (3, 1)  # goes so far as to ask a cluster that is not there
+    assert "127.0.0.1:1 does not answer" in called.err
 
 
 @pytest.mark.parametrize(
@@ -96,9 +119,11 @@ def test_json_says_what_was_written() -> None:
         (("slurm", "--set", "node=2"), "slurm: it has no field node; did you mean 'nodes'?"),
         (("slurm", "--set", "nodes=0"), "slurm: nodes: Input should be greater than or equal to 1"),
         (("slurm", "--set", "nodes"), "--set nodes: give it as field=value"),
-        (("slurm", "--group", "a"), "slurm: it has no field groups"),
+        (("slurm", "--group", "a"), "slurm: --group is not for it, but for kuberay, aws, gcp"),
         (("kuberay", *STORE, "--group", "gpu:cpu=8"), "--group gpu:cpu=8: no such field: cpu; allowed: name, min, max"),
-        (("kuberay", *STORE, "--set", "ray=2.40.0"), "kuberay: rayVersion 2.40.0 knows no such tokens; allowed: 2.52"),
+        (("kuberay", *STORE, "--set", "ray=2.57.1"), "kuberay: ray: 2.57.1 is too old; allowed: 2.58 and later"),
+        (("slurm", "--set", "ray=2.9.3"), "slurm: ray: 2.9.3 is too old; allowed: 2.58 and later"),
+        (("slurm", "--set", "time=10"), "slurm: time: 10 is hardly more than the notice, 120 s"),
         (("kuberay", *STORE, "--", "doctor"), "kuberay: command: 'doctor' starts no run; allowed: run, resume, search"),
         (("gcp", *STORE), "gcp: project: Field required"),
     ],

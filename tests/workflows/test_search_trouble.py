@@ -51,7 +51,7 @@ def test_a_store_that_stumbles_ends_the_search_and_the_same_trial_is_run_again(
     find, stumbled = Ledger.find, []
 
     def stumbling(self: Ledger, key: str) -> Any:
-        in_run = threading.current_thread().name.startswith("asyncio_")  # and not in the plan
+        in_run = threading.current_thread().name.startswith("store_")  # and not in the plan
         if key == trainings[-1] and not stumbled and in_run:
             stumbled.append(key)
             raise StoreError("away for a moment")

@@ -32,6 +32,8 @@ from tests.workflows.submissions import (
     wait_for,
 )
 
+pytestmark = pytest.mark.faults
+
 PATIENT = Patience(60, lambda line: None)
 
 
@@ -179,7 +181,6 @@ def test_the_exit_code_of_the_command_is_that_of_the_submission(head: Cluster, t
     assert (called.code, len(spoken(called.out))) == (4, 2)
 
 
-@pytest.mark.faults
 def test_a_command_that_was_killed_is_the_clusters_failure_and_submitted_again_as_the_next(
     server: JobServer, talker: Path
 ) -> None:
@@ -235,7 +236,6 @@ def test_a_missing_and_a_wrong_token_are_one_line_each(
     assert "asks for a token" in missing.err
 
 
-@pytest.mark.faults
 def test_a_head_that_is_lost_is_said_and_the_next_head_gets_the_job_from_the_store(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     tree = tmp_path / "tree"
@@ -257,7 +257,6 @@ def test_a_head_that_is_lost_is_said_and_the_next_head_gets_the_job_from_the_sto
     assert "[8/8]" in again.out
 
 
-@pytest.mark.faults
 def test_a_cluster_without_a_token_is_refused_unless_insecure(tmp_path: Path, talker: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with cluster(dashboard=True, PATH=path, RAY_AUTH_MODE="disabled") as made:

@@ -19,6 +19,10 @@ SKEW = 60.0
 UNCONDITIONAL = "use a store that honours If-None-Match: without it two drivers may overwrite each other's steps"
 """What to do about a store that tells two writers of one object that they won."""
 
+NAME = 20
+"""Columns of a check's name on a line of its own."""
+COLOURS = {"ok": "green", "warn": "yellow", "wrong": "bold red"}
+
 State = Literal["ok", "warn", "wrong"]
 
 
@@ -37,16 +41,21 @@ class Check:
         return asdict(self)
 
 
+def check_line(check: Check) -> Text:
+    """One check for the terminal, as soon as it is known."""
+    advice = f"\n{'':{NAME}}-> {check.advice}" if check.advice else ""
+    return Text.assemble(f"{check.name:<{NAME}}", (f"{check.state:<6}", COLOURS[check.state]), check.found, advice)
+
+
 def checks_table(checks: list[Check]) -> Table:
     """The checks for the terminal."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("check", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("found, and what to do", overflow="fold")
-    colours = {"ok": "green", "warn": "yellow", "wrong": "bold red"}
     for check in checks:
         said = Text(check.found)
         if check.advice:
             said.append(f"\n-> {check.advice}")
-        table.add_row(check.name, Text(check.state, colours[check.state]), said)
+        table.add_row(check.name, Text(check.state, COLOURS[check.state]), said)
     return table

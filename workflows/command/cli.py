@@ -241,14 +241,21 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check this machine, the store and every node of the cluster from the inside, and name what is wrong."""
-    from workflows.command.check import checks_table
+    from workflows.command.check import check_line, checks_table
     from workflows.command.doctor import check_all
     from workflows.command.launch import require_address
 
     if not address.startswith(("http://", "https://")):
         require_address(address)
-    checks = check_all(store, address)
-    print_json([check.record() for check in checks]) if as_json else out.print(checks_table(checks))
+    checks = []
+    for check in check_all(store, address):
+        checks.append(check)
+        if out.is_terminal and not as_json:
+            out.print(check_line(check))
+    if as_json:
+        print_json([check.record() for check in checks])
+    elif not out.is_terminal:
+        out.print(checks_table(checks))
     if any(check.state == "wrong" for check in checks):
         raise typer.Exit(Exit.INFRASTRUCTURE)
 

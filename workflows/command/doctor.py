@@ -34,24 +34,22 @@ STORE_PATIENCE = 25.0
 STORE_ADVICE = "check the URL, the credentials in the environment and that the server runs"
 
 
-def check_all(store_url: str, address: str) -> list[Check]:
-    """Looks at everything; what depends on something that is wrong is left out.
+def check_all(store_url: str, address: str) -> Iterator[Check]:
+    """Looks at everything, one after another; what depends on something that is wrong is left out.
 
     Args:
         store_url: of the store; a small object is written, read and removed.
         address: Ray's; `local` starts a session and ends it, of any other every node is asked.
     """
+    yield from _software()
+    yield from _machine()
+    yield from _disks(store_url)
     store = _store(store_url)
-    return [
-        *_software(),
-        *_machine(),
-        *_disks(store_url),
-        *store,
-        *(_ray() if address == "local" else check_cluster(address, store_url, store[0].state == "ok")),
-        _ray_token(address),
-        _tracking(),
-        *_data(),
-    ]
+    yield from store
+    yield from _ray() if address == "local" else check_cluster(address, store_url, store[0].state == "ok")
+    yield _ray_token(address)
+    yield _tracking()
+    yield from _data()
 
 
 def _software() -> Iterator[Check]:

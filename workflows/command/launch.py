@@ -7,8 +7,9 @@ import os
 import shlex
 import signal
 import sys
+import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,31 +22,33 @@ from cluster.engine import Engine, Stopped
 from cluster.executor import RayExecutor
 from cluster.failures import INFRASTRUCTURE, StepFailed
 from cluster.flow import Flow, Handle
-from cluster.group import require_ray_train
 from cluster.ledger import Published
 from cluster.owner import Owner
 from cluster.placement import Machine
 from cluster.plan import Plan, make_plan
 from cluster.profiles import Placing, Profiles
 from cluster.runs import EventLog, Run, finished_steps, write_plan
-from cluster.session import ClusterUnreachable, abandon, check_address, session, usable_cpus
-from cluster.step import key_of, processes_of
+from cluster.session import ClusterUnreachable, abandon, check_address, session
+from cluster.step import key_of
 from cluster.store import Store, StoreError
 from cluster.tracking import Tracker, choose_mode
 from cluster.worker import Terms
 from workflows import Workflow
+from workflows.command.check import UNCONDITIONAL
 from workflows.command.exit_codes import Exit
 from workflows.command.live import LiveView
 from workflows.command.options import DEFAULT_REJOIN, DEFAULT_WAIT_FOR_NODES
-from workflows.command.placing import check_rules, idle_rules, refuse_impossible, rules_of
+from workflows.command.placing import check_resources, check_rules, idle_rules, refuse_impossible, rules_of
 from workflows.command.recipe import BadRequest, Recipe
+from workflows.command.signals import STOPS, run_with_signals
 from workflows.mistakes import lines_of
 from workflows.report import Report
 
 if TYPE_CHECKING:
     from workflows.command.study_view import StudyView
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+ECHO = 1.0
+"""Seconds after a signal in which another one is the same: a terminal and a launcher may both pass it on."""
 REQUESTS = 64
 """Requests to the store under way at once: asyncio's own few threads would queue before a distant store."""
 
@@ -95,7 +98,8 @@ def open_store(url: str, to_run: bool = False) -> Store:
             makes room, can do so on a full disk too.
 
     Raises:
-        BadRequest: it is no store, none that may be written, or a server that does not answer.
+        BadRequest: it is no store, none that may be written, one that ignores conditional puts, or a server that does
+            not answer.
         StoreError: its disk is full.
     """
     try:
@@ -109,10 +113,13 @@ def open_store(url: str, to_run: bool = False) -> Store:
     try:
         if not store.create(probe, content) or store.get(probe) != content:
             raise StoreError("what was written cannot be read back")
+        twice = store.create(probe, os.urandom(8))
         store.delete([probe])
     except StoreError as error:
         kind = BadRequest if store.is_remote else StoreError
         raise kind(f"--store {url}: {error}") from None
+    if twice:
+        raise BadRequest(f"--store {url}: it ignores conditional puts, so leases mean nothing there: {UNCONDITIONAL}")
     return store
 
 
@@ -159,7 +166,7 @@ def launch(
     check_rules(placing, planned)
     for line in idle_rules(rules, planned):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    _check_resources(plan, options, placing)
+    check_resources(plan, options.address, options.workers, placing)
     run_id = run_id_of(recipe)
     folder = options.out / run_id
     _make(folder)
@@ -218,23 +225,21 @@ def _run_on_ray(
         driver.listeners.append(view.tell)
         driver.say = view.say
         driver.found = {"cpus": cpus, "gpus": gpus}
-        code = _run_with_signals(driver.drive())
+        try:
+            code = run_with_signals(driver.drive())
+        except asyncio.CancelledError:
+            if driver.again is not None:
+                if options.address == "local":
+                    ray.shutdown()  # some of its processes would outlive this one by half a minute
+                abandon()
+                signal.raise_signal(driver.again)  # for whoever called
+            raise
     if driver.lost and options.address != "local":
         abandon()
     with console.status("waiting for W&B"):
         if warning := tracker.stop():
             driver.problems.append(warning)
     return code, driver.problems
-
-
-def _run_with_signals(main: Coroutine[Any, Any, Exit]) -> Exit:
-    """Like `asyncio.run`, for a coroutine that handles signals: the handlers that were there before come back."""
-    before = {name: signal.getsignal(name) for name in STOPS}
-    try:
-        return asyncio.run(main)
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 class _Driver:
@@ -254,11 +259,15 @@ class _Driver:
         )
         self._log = EventLog(store, run.id, self._engine.driver)
         self._signal: signal.Signals | None = None
+        self._heard: float | None = None
+        self._main: asyncio.Task[Any] | None = None
         self._failures: dict[str, StepFailed] = {}
         self._stopper: asyncio.Task[None] | None = None
         self.listeners: list[Callable[..., None]] = []
         self.say: Callable[[str], None] = lambda line: None
         self.problems: list[str] = []
+        self.again: signal.Signals | None = None
+        """The signal that asked a second time."""
         self.lost = False
         """Whether the cluster answers no more."""
         self.found: dict[str, float] = {}
@@ -269,7 +278,8 @@ class _Driver:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(REQUESTS, thread_name_prefix="store"))
         for name in STOPS:
-            loop.add_signal_handler(name, self._stop, name)
+            loop.add_signal_handler(name, self._hear, name)
+        self._main = asyncio.current_task()
         self._log.write("run", state="started", driver=self._engine.driver, owner=Owner.me().to_json(), **self.found)
         try:
             await self._workflow.run(Flow(self._engine))
@@ -294,16 +304,28 @@ class _Driver:
             code = max([code, *map(_code_of, self._failures.values())])
         self._log.write("run", state="ended", driver=self._engine.driver, code=code)
         try:
-            self._log.close()
+            await asyncio.to_thread(self._log.close)
         except StoreError as error:
             self.problems.append(f"store: {error}")
             return Exit.INFRASTRUCTURE
         return code
 
-    def _stop(self, signal_number: signal.Signals | None = None) -> None:
+    def _hear(self, number: signal.Signals) -> None:
+        """Stops at the first signal; at a second one kills what runs, and ends at once."""
+        if self._heard is None:
+            self._heard = time.monotonic()
+            self._stop(number)
+        elif self._main is not None and time.monotonic() - self._heard > ECHO:
+            self.again = number
+            self._engine.kill()
+            # Requests that are under way belong to the pool before this one, which nobody waits for.
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+            self._main.cancel()
+
+    def _stop(self, number: signal.Signals | None = None) -> None:
         if self._stopper is None:
-            self._signal = signal_number
-            self.say("stopping: the steps that are running save their state")
+            self._signal = number
+            self.say("stopping: the steps that are running save their state; once more ends them at once")
             self._stopper = asyncio.ensure_future(self._engine.stop())
 
     def _tell(self, state: str, handle: Handle, **news: Any) -> None:
@@ -365,31 +387,6 @@ def require_address(address: str) -> None:
         check_address(address)
     except ValueError as error:
         raise BadRequest(str(error)) from None
-
-
-def _check_resources(plan: Plan, options: Options, placing: Placing) -> None:
-    """A step that asks for more than a local session has would wait for ever."""
-    try:
-        if any(processes_of(step.handle.task) > 1 for step in plan.to_run):
-            require_ray_train()
-    except ValueError as error:
-        raise BadRequest(str(error)) from None
-    if options.address != "local":
-        return
-    cpus = options.workers or usable_cpus()
-    limit = f"--workers is {cpus}" if options.workers else f"this machine has {cpus} CPUs"
-    for step in plan.to_run:
-        task = step.handle.task
-        gpus, processes = placing.needs(task).gpus, processes_of(task)
-        each = f" for each of {processes} processes" if processes > 1 else ""
-        if gpus > 0:
-            import torch  # only a plan with GPU steps needs to know
-
-            found = torch.cuda.device_count()
-            if gpus * processes > found:
-                raise BadRequest(f"{task.kind}.gpus: {gpus:g}{each} asked for, but this machine has {found}")
-        if task.threads * processes > cpus:
-            raise BadRequest(f"{task.kind}.threads: {task.threads}{each} asked for, but {limit}")
 
 
 def _make(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,7 @@ def manifest(
     target: Annotated[str, typer.Argument(help="kuberay, slurm, aws, gcp or local.")],
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- COMMAND...]", help="What to run, such as `run imp --set levels=8`."),
+        typer.Argument(metavar="[-- COMMAND...]", help="What to run, such as `run imp-cifar10 --set levels=8`."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the cluster; `hedgerow` when not given.")] = None,
     store: Annotated[
@@ -50,6 +51,8 @@ def manifest(
 ) -> None:
     """Write the files that make a cluster and run hedgerow on it: tuned, checked, guarded by a token."""
     kind = _kind(target)
+    if to_stdout and as_json and not fields:
+        raise BadRequest("--stdout prints the files, --json what was written; give one of them")
     if fields:
         records = fields_of(kind)
         print_json(records) if as_json else _print_fields(records)
@@ -86,36 +89,93 @@ def read(target: str, content: dict[str, Any], groups: list[str], overrides: lis
     Raises:
         BadRequest: one line for each mistake.
     """
-    from difflib import get_close_matches
-
-    import yaml
-
     from workflows.mistakes import lines_of
 
     kind = _kind(target)
+    for option, field, given in (("--group", "groups", groups), ("--image", "image", "image" in content)):
+        if given and field not in kind.model_fields:
+            raise BadRequest(f"{target}: {option} is not for it, but for {', '.join(_kinds_with(field))}")
     if groups:
         content["groups"] = tuple(_group(text) for text in groups)
     for override in overrides:
-        field, equals, text = override.partition("=")
-        if not equals or not field:
-            raise BadRequest(f"--set {override}: give it as field=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise BadRequest(f"--set {override}: '{text}' is not a YAML value") from None
-        content[field] = text if isinstance(value, int) and not isinstance(value, bool) and ":" in text else value
+        _override(content, override)
+    _refuse_unknown(target, kind, content)
+    mistakes: list[str] = []
+    try:
+        made = kind.model_validate(content)
+        made.files()
+    except ValueError as error:
+        mistakes += (f"{target}: {line}" for lines in lines_of(error) for line in lines.splitlines())
+    command = content.get("command", kind.model_fields["command"].default)
+    try:
+        if isinstance(command, list | tuple):
+            check_command([str(word) for word in command], kind.sees_files)
+    except BadRequest as error:
+        mistakes += (f"{target}: command: {line}" for line in str(error).splitlines())
+    if mistakes:
+        raise BadRequest("\n".join(mistakes))
+    return made
+
+
+def check_command(command: Sequence[str], sees_files: bool) -> None:
+    """Whether hedgerow will understand the command, as far as that can be told without its data and its store.
+
+    Args:
+        command: as on hedgerow's command line; one that starts no run is for the manifest to refuse.
+        sees_files: whether a recipe's file that lies here is there when the command runs.
+
+    Raises:
+        BadRequest: it is misused, its recipe is wrong, or will not be there.
+    """
+    from cluster.manifests.manifest import STARTING
+    from workflows.command.recipe import load_recipe
+    from workflows.command.search import as_search
+    from workflows.command.submission import read_command, recipe_file
+
+    words = list(command[1:] if command[0:1] == ["hedgerow"] else command)
+    if not words or words[0] not in STARTING:
+        return
+    options = read_command(words).params
+    path = recipe_file(options)
+    if path and not sees_files:
+        raise BadRequest(
+            f"recipe {path}: it is not in the image; name one that comes with hedgerow, "
+            "or run this one with `hedgerow submit` on the cluster of cluster.yaml, which sends it along"
+        )
+    if words[0] == "resume" or options.get("go_on"):
+        return  # what the store alone knows
+    if not options["recipe"]:
+        raise BadRequest("search: give a recipe, or --resume STUDY to go on with a search")
+    loaded = load_recipe(options["recipe"], options["overrides"] or [], check=False)
+    if words[0] == "search":
+        as_search(loaded.workflow, f"recipe {loaded.name}")
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    import yaml
+
+    field, equals, text = override.partition("=")
+    if not equals or not field:
+        raise BadRequest(f"--set {override}: give it as field=value")
+    if field in content:
+        variable = " (or HEDGEROW_STORE)" if field == "store" else ""
+        raise BadRequest(f"--set {override}: another --set, or an option{variable}, gives {field} too; leave one out")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise BadRequest(f"--set {override}: '{text}' is not a YAML value") from None
+    content[field] = text if isinstance(value, int) and not isinstance(value, bool) and ":" in text else value
+
+
+def _refuse_unknown(target: str, kind: type[Manifest], content: Mapping[str, Any]) -> None:
+    from difflib import get_close_matches
+
     allowed = kind.model_fields
     for field in content:
         if field not in allowed:
             close = get_close_matches(field, allowed, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
             raise BadRequest(f"{target}: it has no field {field}; {hint}allowed: {', '.join(allowed)}")
-    try:
-        made = kind.model_validate(content)
-        made.files()
-    except ValueError as error:
-        raise BadRequest("\n".join(f"{target}: {line}" for line in lines_of(error))) from None
-    return made
 
 
 def write(folder: Path, files: dict[str, str], force: bool) -> None:
@@ -129,16 +189,19 @@ def write(folder: Path, files: dict[str, str], force: bool) -> None:
     Raises:
         BadRequest: a file is there already and holds something else, or the folder cannot be written to.
     """
+    for part in (folder, *folder.parents):
+        if part.is_file():
+            raise BadRequest(f"--out {folder}: {part} is a file; give a folder")
     try:
         for name, text in files.items():
             path = folder / name
-            if path.exists() and path.read_text() != text and not force:
+            if path.exists() and path.read_bytes() != text.encode() and not force:
                 raise BadRequest(f"{path} is there already and differs; --force overwrites it")
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             (folder / name).write_text(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"--out {folder}: {error}") from None
+    except OSError as error:
+        raise BadRequest(f"--out {folder}: {error.filename}: {error.strerror}") from None
 
 
 def fields_of(kind: type[Manifest]) -> list[dict[str, str]]:
@@ -176,6 +239,12 @@ def _kind(target: str) -> type[Manifest]:
     if target not in TARGETS:
         raise BadRequest(f"no manifest is called '{target}'; allowed: {', '.join(TARGETS)}")
     return TARGETS[target]
+
+
+def _kinds_with(field: str) -> list[str]:
+    from cluster.manifests import TARGETS
+
+    return [name for name, kind in TARGETS.items() if field in kind.model_fields]
 
 
 def _group(text: str) -> Group:

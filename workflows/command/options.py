@@ -36,7 +36,8 @@ Place = Annotated[
         "--place",
         metavar="[KIND:]NAME=VALUE",
         help="What steps need of a node: gpus=0.25 or gpus=auto, memory=8 (GB) or memory=auto, or a label such as "
-        "ray.io/accelerator-type=H100; for all steps, or those of one kind, as in train:gpus=0.5.",
+        "ray.io/accelerator-type=H100; for all steps, or those of one kind, as in train:gpus=0.5. GPUs for a kind that "
+        "asks for none move its steps to a GPU, whose results differ from a CPU's in the last bits.",
     ),
 ]
 WaitForNodes = Annotated[

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+from cluster.group import require_ray_train
 from cluster.placement import Machine, Rule, misfit, parse_rules
+from cluster.plan import Plan
 from cluster.profiles import Placing
-from cluster.step import Runnable
+from cluster.session import usable_cpus
+from cluster.step import Runnable, processes_of
 from workflows.command.recipe import BadRequest
 
 
@@ -67,6 +70,41 @@ def refuse_impossible(placing: Placing, planned: Iterable[Runnable], machines: S
         why = misfit(placing.needs(task), machines)
         if why:
             raise BadRequest(f"{task.kind}: {why}")
+
+
+def check_resources(plan: Plan, address: str, workers: int | None, placing: Placing) -> None:
+    """Looks whether a local session has what each step asks for: a step that asks for more would wait for ever.
+
+    Args:
+        plan: of the run.
+        address: Ray's.
+        workers: CPUs of a local session; all of this machine's when None.
+        placing: what steps need of a node.
+
+    Raises:
+        BadRequest: it has not, or a package is missing.
+    """
+    try:
+        if any(processes_of(step.handle.task) > 1 for step in plan.to_run):
+            require_ray_train()
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    if address != "local":
+        return
+    cpus = workers or usable_cpus()
+    limit = f"--workers is {cpus}" if workers else f"this machine has {cpus} CPUs"
+    for step in plan.to_run:
+        task = step.handle.task
+        gpus, processes = placing.needs(task).gpus, processes_of(task)
+        each = f" for each of {processes} processes" if processes > 1 else ""
+        if gpus > 0:
+            import torch  # only a plan with GPU steps needs to know
+
+            found = torch.cuda.device_count()
+            if gpus * processes > found:
+                raise BadRequest(f"{task.kind}.gpus: {gpus:g}{each} asked for, but this machine has {found}")
+        if task.threads * processes > cpus:
+            raise BadRequest(f"{task.kind}.threads: {task.threads}{each} asked for, but {limit}")
 
 
 def _task_kinds() -> set[str]:

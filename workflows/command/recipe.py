@@ -29,8 +29,13 @@ class Recipe:
     """As written, overrides included."""
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = (), check: bool = True) -> Recipe:
     """The recipe of this name or path, with `a.b=c` overrides.
+
+    Args:
+        name: of one that comes with hedgerow, or a path.
+        overrides: as `a.b=c`.
+        check: whether it must be able to run here: one for a cluster needs neither its data nor its machine here.
 
     Raises:
         BadRequest: it cannot be found, read or understood; says where and what is allowed.
@@ -42,7 +47,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(content, override)
     short = Path(name).stem
-    return Recipe(short, _validated(f"recipe {short}", content), content)
+    return Recipe(short, _validated(f"recipe {short}", content, check), content)
 
 
 def workflow_from_record(record: Mapping[str, Any], check: bool = True) -> Workflow:

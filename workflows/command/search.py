@@ -35,7 +35,7 @@ def loaded_search(
     if go_on and overrides:
         raise BadRequest("--set changes what is searched, and so makes another search; --resume takes --trials alone")
     recipe = recorded_recipe(store(), go_on) if go_on else load_recipe(name, overrides)
-    search = _as_search(recipe.workflow, f"recipe {recipe.name}")
+    search = as_search(recipe.workflow, f"recipe {recipe.name}")
     if trials is not None:
         budget = search.budget.model_copy(update={"trials": trials})
         recipe = Recipe(recipe.name, search.model_copy(update={"budget": budget}), recipe.content)
@@ -49,7 +49,7 @@ def exported_trial(store: Store, study: str, number: int) -> str:
         BadRequest: there is no such search or trial.
     """
     run = load_run(store, study)
-    search = _as_search(recorded_recipe(store, run.id, check=False).workflow, f"run {run.id}")
+    search = as_search(recorded_recipe(store, run.id, check=False).workflow, f"run {run.id}")
     trials = told_trials(search, finished_steps(store, run.id))
     known = {trial["number"]: trial for trial in trials}
     if number not in known:
@@ -58,7 +58,16 @@ def exported_trial(store: Store, study: str, number: int) -> str:
     return exported(search, known[number]).decode()
 
 
-def _as_search(workflow: Workflow, where: str) -> Search:
+def as_search(workflow: Workflow, where: str) -> Search:
+    """The workflow, if it is a search.
+
+    Args:
+        workflow: any.
+        where: what messages call it.
+
+    Raises:
+        BadRequest: it is none.
+    """
     if not isinstance(workflow, Search):
         raise BadRequest(
             f"{where}: not a search, but a workflow of kind '{kind_of(type(workflow))}': use `hedgerow run`"

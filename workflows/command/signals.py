@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 
 from workflows.command.exit_codes import Exit
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_with_signals(main: Coroutine[Any, Any, Exit]) -> Exit:
+    """Like `asyncio.run`, for a coroutine that handles signals: the handlers that were there before come back.
+
+    Args:
+        main: ends with the code of a command.
+    """
+    before = {name: signal.getsignal(name) for name in STOPS}
+    try:
+        return asyncio.run(main)
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 @contextmanager
@@ -34,7 +51,7 @@ def stoppable(say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
         if asked:
             raise KeyboardInterrupt
 
-    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
+    before = {name: signal.signal(name, stop) for name in STOPS}
     try:
         yield stop_if_asked
     except BaseException as end:

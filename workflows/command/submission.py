@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -194,19 +194,8 @@ def remote_command(words: Sequence[str]) -> Remote:
     Raises:
         BadRequest: there is no such command, it is misused, or its store is none that a cluster can reach.
     """
-    from typer.main import get_command
-
-    from workflows.command.cli import app as hedgerow
-
     name, *rest = words
-    commands: dict[str, Any] = get_command(hedgerow).commands  # type: ignore[attr-defined]
-    if name not in commands or name in HERE:
-        there = ", ".join(sorted({*commands} - HERE))
-        raise BadRequest(f"submit: '{name}' is no command for a cluster; there are {there}")
-    try:
-        read = commands[name].make_context(f"hedgerow {name}", list(rest))
-    except _Misused as error:
-        raise BadRequest(f"{name}: {error.format_message()}") from None
+    read = read_command(words)
     made = [name, *rest]
     sources = {option: read.get_parameter_source(option).name for option in read.params}
     store = str(read.params.get("store", ""))
@@ -217,8 +206,37 @@ def remote_command(words: Sequence[str]) -> Remote:
         made += ["--address", "auto"]
     if "out_folder" in sources:
         made += _out_of(str(read.params["out_folder"]), sources["out_folder"])
-    recipe = str(read.params.get("recipe", ""))
-    return Remote(made, store, recipe if "/" in recipe or recipe.endswith((".yaml", ".yml")) else "")
+    return Remote(made, store, recipe_file(read.params))
+
+
+def read_command(words: Sequence[str]) -> Any:
+    """A command's options, as `hedgerow` itself reads them.
+
+    Args:
+        words: of the command, without the program's name.
+
+    Raises:
+        BadRequest: there is no such command for a cluster, or it is misused.
+    """
+    from typer.main import get_command
+
+    from workflows.command.cli import app as hedgerow
+
+    name, *rest = words
+    commands: dict[str, Any] = get_command(hedgerow).commands  # type: ignore[attr-defined]
+    if name not in commands or name in HERE:
+        there = ", ".join(sorted({*commands} - HERE))
+        raise BadRequest(f"submit: '{name}' is no command for a cluster; there are {there}")
+    try:
+        return commands[name].make_context(f"hedgerow {name}", list(rest))
+    except _Misused as error:
+        raise BadRequest(f"{name}: {error.format_message()}") from None
+
+
+def recipe_file(options: Mapping[str, Any]) -> str:
+    """The path of a command's recipe; empty for commands that read none, and for recipes that come with hedgerow."""
+    recipe = str(options.get("recipe", ""))
+    return recipe if "/" in recipe or recipe.endswith((".yaml", ".yml")) else ""
 
 
 def _check_store(store: str, source: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -10,9 +11,21 @@ from rich.console import Console, Group
 from rich.text import Text
 
 PIPE_WIDTH = 200
-"""Columns of tables that go into a file or a pipe: nothing is cut or wrapped for a terminal that is not there."""
-out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-err = Console(width=None if sys.stderr.isatty() else PIPE_WIDTH, stderr=True)
+"""Columns of tables that go into a file or a pipe: nothing is cut or wrapped for a terminal that is not there, unless
+COLUMNS says how wide they shall be."""
+
+
+def width(to_terminal: bool) -> int | None:
+    """Columns of tables; None leaves it to rich, which asks COLUMNS, and the terminal.
+
+    Args:
+        to_terminal: whether they are printed on one.
+    """
+    return None if to_terminal or os.environ.get("COLUMNS", "").isdigit() else PIPE_WIDTH
+
+
+out = Console(width=width(sys.stdout.isatty()))
+err = Console(width=width(sys.stderr.isatty()), stderr=True)
 
 
 def print_view(view: Group) -> None:

@@ -22,6 +22,14 @@ FIELDS: dict[str, dict[str, Any]] = {
     "local": {"head": "10.0.0.1", "workers": ("10.0.0.2", "10.0.0.3"), "ssh_private_key": "~/.ssh/id_ed25519"},
 }
 STORE = "s3://bucket/store"
+OPEN_PAGES = {
+    "/",  # the page that asks for the token
+    "/api/authentication_mode",
+    "/api/gcs_healthz",
+    "/api/healthz",
+    "/api/local_raylet_healthz",
+}
+"""What Ray shows to anybody by itself; the manifests say so."""
 
 
 def made(target: str, **fields: Any) -> Manifest:

@@ -141,7 +141,14 @@ def test_a_job_ends_in_time_and_is_taken_down() -> None:
 
 def test_the_jobs_command_is_one_that_a_shell_takes_apart_again() -> None:
     command = ("hedgerow", "run", "imp", "--set", "a={b: 'c d'}", "--set", "x=$(id)")
-    assert shlex.split(_one("job.yaml", command=command)["spec"]["entrypoint"]) == [*command, "--address", "auto"]
+    words = shlex.split(_one("job.yaml", command=command)["spec"]["entrypoint"])
+    assert words == [*command, "--address", "auto", "--wait-for-nodes", "3600"]
+
+
+def test_steps_wait_for_nodes_as_long_as_the_job_does_unless_the_command_says_how_long() -> None:
+    assert _one("job.yaml", start_minutes=90)["spec"]["entrypoint"].endswith(" --wait-for-nodes 5400")
+    own = ("run", "imp", "--wait-for-nodes=60")
+    assert _one("job.yaml", command=own)["spec"]["entrypoint"] == "hedgerow run imp --wait-for-nodes=60 --address auto"
 
 
 def test_the_store_is_mounted_where_it_is_a_folder() -> None:
@@ -157,7 +164,8 @@ def test_the_image_holds_the_versions_that_the_manifest_names() -> None:
     assert _one("job.yaml", ray="2.60.0")["spec"]["rayClusterSpec"]["rayVersion"] == "2.60.0"
     dockerfile = files["Dockerfile"]
     assert "FROM python:3.12.4-slim" in dockerfile
-    assert 'pip install /opt/hedgerow "ray[default]==2.60.0"' in dockerfile
+    assert 'pip install "ray[default,train]==2.60.0"' in dockerfile
+    assert 'pip install "/opt/hedgerow[multi-gpu]" "ray[default]==2.60.0"' in dockerfile
     assert re.search(r"^USER 1000", dockerfile, re.MULTILINE)
     assert {".git", "hedgerow-*", "**/.env"} <= set(files["Dockerfile.dockerignore"].splitlines())
 
@@ -170,7 +178,8 @@ def test_the_image_holds_the_versions_that_the_manifest_names() -> None:
         ({"store": "s3://key:secret@bucket"}, "credentials come from the environment"),
         ({"command": ("doctor",)}, "starts no run"),
         ({"command": ("run", "imp", "--store=x")}, "leave them out"),
-        ({"ray": "2.51.0"}, "2.52 and later"),
+        ({"command": ("run", "imp", "--set", "x=\u2028y: 1")}, "control characters"),
+        ({"ray": "2.57.1"}, "ray: 2.57.1 is too old; allowed: 2.58 and later"),
         ({"image": "x: {}\n"}, "image"),
         ({"groups": (Group(name="a"), Group(name="a"))}, "a name of its own"),
         ({"groups": (Group(name="a", type="H100"),)}, "give gpus="),

@@ -26,19 +26,11 @@ import pytest
 import ray.core.generated
 
 from tests.cluster.clusters import RAY, free_port
-from tests.cluster.manifests.manifests import documents, made
+from tests.cluster.manifests.manifests import OPEN_PAGES, documents, made
 
 pytestmark = pytest.mark.faults
 
 HEALTH = "/grpc.health.v1.Health/Check"
-OPEN_PAGES = {
-    "/",  # the page that asks for the token
-    "/api/authentication_mode",
-    "/api/gcs_healthz",
-    "/api/healthz",
-    "/api/local_raylet_healthz",
-}
-"""What Ray shows to anybody by itself; the manifests say so."""
 PAGES = sorted(
     OPEN_PAGES
     | {"/api/jobs/", "/api/version", "/api/cluster_status", "/api/job_agent/jobs/", "/api/snapshot", "/api/v0/tasks"}

@@ -149,6 +149,17 @@ def test_a_driver_that_dies_of_the_notice_is_run_again(job: Start, tmp_path: Pat
     assert made.calls("scontrol") == [f"scontrol requeue {JOB}"]
 
 
+@pytest.mark.parametrize("time", ["12", "12:00", "0:12:00", "0-0:12", "0-0:12:00"])
+def test_a_time_that_is_over_before_work_begins_is_refused(time: str) -> None:
+    with pytest.raises(ValueError, match=f"time: {time} is hardly more than the notice, 120 s.*: more than 720 s"):
+        Slurm(time=time)
+
+
+@pytest.mark.parametrize("time", ["13", "12:01", "1:00:00", "0-1", "1-0:00", "0"])  # 0 is no limit
+def test_a_time_that_leaves_room_for_work_is_taken(time: str) -> None:
+    assert f"#SBATCH --time={time}\n" in Slurm(time=time).files()["hedgerow.sbatch"]
+
+
 def test_words_of_the_command_arrive_as_they_were_given(job: Start) -> None:
     made = job(command=("run", "imp", "--set", "a={b: [1, 'c d']}", "--set", "x=$HOME`id`"))
     assert made.run()[0] == 0

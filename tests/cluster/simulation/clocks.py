@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from tests.cluster.simulation.world import EPOCH, Died, Process, Strand, World
 
-THREADS = 32
-"""Of a process's pool, as asyncio has them on a machine with many cores."""
+THREADS = 64
+"""Of a driver's pool, as `workflows.command.launch` has them."""
 
 
 class Time:

@@ -189,9 +189,13 @@ class Backend:
     def delete(self, path: str) -> None:
         self._disk.request("delete", path, lambda: self._disk.remove(path), writes=True)
 
-    def list(self, prefix: str) -> Iterator[list[dict[str, Any]]]:
+    def list(self, prefix: str, offset: str | None = None) -> Iterator[list[dict[str, Any]]]:
         found = self._disk.request(
-            "list", prefix, lambda: sorted(path for path in self._disk.objects if path.startswith(f"{prefix}/"))
+            "list",
+            prefix,
+            lambda: sorted(
+                path for path in self._disk.objects if path.startswith(f"{prefix}/") and path > (offset or "")
+            ),
         )
         modified = self._disk.modified
         yield [

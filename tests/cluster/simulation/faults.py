@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from tests.cluster.simulation.fleet import Node
+from tests.cluster.simulation.fleet import Execution, Node
 from tests.cluster.simulation.simulation import Driver, Simulation
 from tests.cluster.simulation.world import Machine, Process
 
 GRAY = ("partition", "cut from ray", "freeze")
 """A node that is neither there nor gone."""
+REQUESTS = 10
+"""To the store, at most, between the moment when an attempt is asked to leave and its end."""
 KINDS = (
     *GRAY,
     "worker crash",
@@ -108,7 +112,7 @@ class Faults:
             if freeze:
                 self._world.thaw(node)
             if store:
-                node.cut_from_store = False
+                node.cut_from_store = self._simulation.referee.store_is_away
             if ray:
                 node.cut_from_ray = False
             self.on_heal(node)
@@ -167,15 +171,19 @@ class Faults:
         machines = [*self._simulation.nodes, *(driver.machine for driver in self._simulation.drivers)]
         for machine in machines:
             machine.cut_from_store = True
+        self._simulation.referee.on_store_away(True)
         self._reconnect_later(machines)
 
     def _reconnect_later(self, machines: list[Machine]) -> None:
         def reconnect() -> None:
+            referee = self._simulation.referee
+            if len(machines) > 1:
+                referee.on_store_away(False)
             for machine in machines:
-                machine.cut_from_store = False
+                machine.cut_from_store = referee.store_is_away
             self._over()
 
-        self._world.after(self._random.choice((2.0, 12.0, 45.0)), reconnect)
+        self._world.after(self._random.choice((2.0, 12.0, 22.0, 45.0)), reconnect)
 
     def _plan_crash_at_request(self) -> None:
         """Kills whoever makes a request of some number, just before its commit or just after."""
@@ -212,6 +220,8 @@ class Faults:
             return
         node.draining = True
         self._world.note("draining", node.name)
+        terms = self._simulation.terms
+        self._expect_to_leave(list(node.executions.values()), terms.ttl / 3 + terms.beat)
 
         def gone() -> None:
             if node.alive and node.draining:
@@ -222,8 +232,40 @@ class Faults:
         self._world.after(self._world.uniform(8, 40), gone)
 
     def _stop(self) -> None:
-        self._driver().stop()
+        driver = self._driver()
+        asked = [
+            execution
+            for node in self._simulation.nodes
+            for execution in node.executions.values()
+            if execution.attempt.driver is driver.process
+        ]
+        driver.stop()
+        self._expect_to_leave(asked, self._simulation.terms.beat)
         self._over(15)
+
+    def _expect_to_leave(self, asked: list[Execution], within: float) -> None:
+        """Attempts end by themselves, within seconds and a turn of their work, if nothing else goes wrong meanwhile."""
+        disk, strikes = self._simulation.disk, len(self.struck)
+        if not disk.fair and (disk.weather.errors or disk.weather.stalls):
+            return
+
+        def look(execution: Execution) -> None:
+            stays = execution.node.executions.get(execution.process) is execution
+            if stays and len(self.struck) == strikes and self._is_well(execution):
+                self._simulation.referee.violate(f"{execution.attempt.order.attempt} does not leave as it was asked to")
+
+        for execution in filter(self._is_well, asked):
+            task: Any = execution.attempt.order.task
+            patience = within + task.pause + REQUESTS * disk.weather.slowest + 1
+            self._world.after(patience, partial(look, execution))
+
+    def _is_well(self, execution: Execution) -> bool:
+        """Whether an attempt and its driver hear each other."""
+        node, attempt = execution.node, execution.attempt
+        reached = node.alive and not (node.frozen or node.cut_from_ray or node.cut_from_store or node.known_dead)
+        machine = attempt.driver.machine
+        watched = not (attempt.driver.dead or attempt.cancelled or attempt.future.done())
+        return reached and watched and not (machine.frozen or machine.cut_from_store)
 
     def _damage(self) -> None:
         self.damaging = True

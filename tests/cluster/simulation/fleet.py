@@ -116,6 +116,8 @@ class Fleet:
             self.world.sleep(self.world.uniform(0.001, 0.03))
             outcome = worker.run_step(order, node.id)
             self.world.note("outcome", order.attempt, order.key[:8], outcome.state, outcome.cause, outcome.message)
+            if outcome.state == "stopped":
+                self.referee.on_left(label)
             del node.executions[process]
             node.free += 1
             node.idle.append(process)
@@ -276,6 +278,7 @@ class SimulatedExecutor:
 
     def kill(self, running: Any) -> None:
         if not isinstance(running, asyncio.Future):
+            self._fleet.referee.on_kill(running.order)
             self._fleet.cancel(running)
 
     def leaving(self) -> Collection[str]:

@@ -6,10 +6,13 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any
 
 from cluster.failures import BUDGET
 from cluster.flow import Handle
+from cluster.ledger import folder_of
+from cluster.worker import Order
 from tests.cluster.simulation.work import expected
 from tests.cluster.simulation.world import Process, World
 
@@ -20,7 +23,7 @@ SLACK = 0.1
 class Label:
     """On whose behalf a strand works: one execution of one attempt in one process."""
 
-    __slots__ = ("attempt", "driver", "key", "name", "process", "saves")
+    __slots__ = ("attempt", "done", "driver", "kept", "key", "name", "process")
 
     def __init__(self, key: str, attempt: str, driver: str, process: Process) -> None:
         self.key = key
@@ -29,7 +32,15 @@ class Label:
         self.process = process
         self.name = (attempt, process.pid)
         """Two executions in one process follow each other, and may take each other's late lease for their own."""
-        self.saves = 0
+        self.done = 0
+        """Turns of the work that are behind it."""
+        self.kept = 0
+        """Turns that the newest checkpoint holds."""
+
+
+def turns_of(checkpoint: bytes) -> int:
+    """How far a checkpoint leads."""
+    return int(checkpoint[32:].split()[0])
 
 
 class Holding:
@@ -37,9 +48,10 @@ class Holding:
 
     def __init__(self, label: Label, now: float) -> None:
         self.label = label
+        self.since = now
         self.beaten = now
         self.silence = 0.0
-        """The longest time between two beats so far."""
+        """The longest time between two beats so far, but for what was the store's own."""
         self.state = "held"
 
 
@@ -69,6 +81,10 @@ class Referee:
         self.failed: dict[tuple[str, str], str] = {}
         self.computing: Counter[str] = Counter()
         self.handles: dict[str, Handle] = {}
+        self.outages: list[tuple[float, float]] = []
+        """When nobody reached the store: from and until."""
+        self.stopping: set[str] = set()
+        """Drivers that were asked to stop: they end what does not leave."""
         self.at_work: Callable[[str], None] = lambda key: None
         """Called with a key when work on it begins anew, and when it is published."""
 
@@ -115,23 +131,52 @@ class Referee:
             holding = self.leases[key, fence]
             if holding.label.name != who.name:
                 self.violate(f"the lease {fence} on {key[:8]} was overwritten by another attempt")
-            holding.silence = max(holding.silence, now - holding.beaten)
+            holding.silence = max(holding.silence, self._silence(holding.beaten))
             holding.beaten = now
             holding.state = json.loads(data)["state"]
             return
         before = self.leases.get((key, fence - 1))
-        if before is not None and not self._may_pass_over(before, who):
+        if before is not None and not self._may_pass_over(before):
             self.violate(f"the lease on {key[:8]} was taken from {before.label.attempt}, which is alive and beating")
         self.leases[key, fence] = Holding(who, now)
 
-    def _may_pass_over(self, before: Holding, who: Label) -> bool:
+    def _may_pass_over(self, before: Holding) -> bool:
         """Whether a holder is known to be gone: from its driver's own view, or after a silence."""
         if before.state != "held" or before.label.process.dead or before.label.attempt in self._gone:
             return True
-        silence = max(before.silence, self._world.now - before.beaten)
-        return silence > self.ttl - SLACK or f"lease {before.label.key}" in self.damaged
+        return self._was_silent(before) or f"lease {before.label.key}" in self.damaged
+
+    def _was_silent(self, holding: Holding) -> bool:
+        return max(holding.silence, self._silence(holding.beaten)) > self.ttl - SLACK
+
+    def _silence(self, since: float) -> float:
+        """How long nothing was heard that could have been; an outage may end a look's time before it is noticed."""
+        now = self._world.now
+        away = sum(max(0.0, min(until, now) - max(begin, since) - self.ttl / 3) for begin, until in self.outages)
+        return now - since - away
 
     ttl = 15.0
+
+    def on_store_away(self, away: bool) -> None:
+        """The whole store goes, or comes back."""
+        now = self._world.now
+        if away and not self.store_is_away:
+            self.outages.append((now, inf))
+        elif self.store_is_away and not away:
+            self.outages[-1] = (self.outages[-1][0], now)
+
+    @property
+    def store_is_away(self) -> bool:
+        return bool(self.outages) and self.outages[-1][1] == inf
+
+    def on_kill(self, order: Order) -> None:
+        """A driver ends an attempt of its own: one that is at work must have been silent."""
+        holding = self.leases.get((order.key, self._newest(order.key)))
+        if holding is None or holding.label.attempt != order.attempt or order.driver in self.stopping:
+            return
+        young = self._world.now - holding.since < self.ttl  # what the driver saw may be from before the lease
+        if not young and not self._may_pass_over(holding):
+            self.violate(f"{order.attempt} was ended by its driver, though it is alive and beating")
 
     def _on_file(self, key: str, fence: str, name: str, path: str, data: bytes, who: Label | None) -> None:
         holder = self.leases.get((key, int(fence)))
@@ -141,6 +186,7 @@ class Referee:
             self.violate(f"the published file {name} of {key[:8]} was overwritten")
         if name == "checkpoint" and who is not None:
             self._saves[who.attempt] += 1
+            who.kept = turns_of(data)
 
     def on_delete(self, objects: Mapping[str, bytes], path: str) -> None:
         parts = path.split("/")
@@ -173,6 +219,35 @@ class Referee:
         for name, upstream in inputs.items():
             if not self.accepted[upstream]:
                 self.violate(f"{key[:8]} is computed while its input {name} is unpublished")
+
+    def _newest(self, key: str) -> int:
+        """The highest fence of a step, or 0."""
+        fence = 0
+        while (key, fence + 1) in self.leases:
+            fence += 1
+        return fence
+
+    def kept_for(self, objects: Mapping[str, bytes], label: Label) -> int:
+        """The turns that the newest whole checkpoint holds which was accepted before an attempt's own lease."""
+        fence = self._newest(label.key)
+        while self.leases[label.key, fence].label.name != label.name:
+            fence -= 1
+        for earlier in range(fence - 1, 0, -1):
+            path = f"{folder_of(label.key)}/{earlier:04d}/checkpoint"
+            if path in objects and path not in self.damaged:
+                return turns_of(objects[path])
+        return 0
+
+    def on_resume(self, objects: Mapping[str, bytes], label: Label, kept: int, first: int) -> None:
+        """An attempt begins: what was kept when it asked, or since then, is not computed again."""
+        label.done = label.kept = first
+        if first < kept and first != self.kept_for(objects, label):
+            self.violate(f"{label.attempt} began {label.key[:8]} at turn {first}, though a checkpoint holds {kept}")
+
+    def on_left(self, label: Label) -> None:
+        """An attempt left as it was asked to."""
+        if label.done > label.kept:
+            self.violate(f"{label.attempt} left {label.key[:8]} at turn {label.done} with {label.kept} saved")
 
     def on_outcome(self, attempt: str) -> None:
         self._gone.add(attempt)

@@ -135,6 +135,7 @@ class Driver:
         try:
             await self.workflow.run(Flow(running))
         except Stopped:
+            await self._stopper
             ended = "stopped"
         except StepFailed as failure:
             causes = self.simulation.referee.causes_of(started)
@@ -182,8 +183,11 @@ class Driver:
         if self.process is None or self.process.dead or self.done or self.engine is None or self.loop is None:
             return
         self.simulation.world.note("stop of", self.process.name)
-        stopping = self.engine
-        self.loop.call_soon(lambda: setattr(self, "_stopper", asyncio.ensure_future(stopping.stop())))
+        self.simulation.referee.stopping.add(self.engine.driver)
+        self.loop.call_soon(self._stop, self.engine)
+
+    def _stop(self, engine: Engine) -> None:
+        self._stopper = asyncio.ensure_future(engine.stop())
 
     def _hear(self, state: str, handle: Handle, **news: Any) -> None:
         assert self.process is not None

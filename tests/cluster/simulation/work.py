@@ -42,18 +42,21 @@ class Work:
         return {"kind": self.kind, "number": self.number, "turns": self.turns, "fails": self.fails}
 
     def run(self, context: Any, **inputs: Any) -> Made:
-        world, referee = HERE[-1].world, HERE[-1].referee
+        world, referee, objects = HERE[-1].world, HERE[-1].referee, HERE[-1].disk.objects
         label = world.strand.label
         referee.on_compute(label.key, {name: step.key for name, step in inputs.items()})
         world.note("computes", label.key[:8])
+        kept = referee.kept_for(objects, label)
         state = context.saved()
         if state is not None:
             first, value = map(int, state.split())
         else:
             first, value = 0, fold(self.number, {name: int(step.read("value")) for name, step in inputs.items()})
+        referee.on_resume(objects, label, kept, first)
         for turn in range(first, self.turns):
             world.sleep(self.pause)
             value = turned(value, turn)
+            label.done = turn + 1
             context.progress(turn + 1, self.turns)
             if context.should_save():
                 context.save(f"{turn + 1} {value}".encode())
