@@ -8,8 +8,22 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch; two busy threads a core are slower
 
-LONG = ("test_survival", "test_full_disk", "test_search_survival", "test_sweep_survival", "test_colt", "test_cli")
-"""Files of real processes that are started, filled up and killed."""
+LONG = (
+    "test_survival",
+    "test_search_survival",
+    "test_simulation",
+    "test_simulation_further",
+    "test_full_disk",
+    "test_sweep_survival",
+    "test_short",
+    "test_crash_points",
+    "test_group",
+    "test_engine_on_ray",
+    "test_drivers",
+    "test_colt",
+    "test_cli",
+)
+"""Files of real processes that are started, filled up and killed, and those of the simulator."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,6 +27,8 @@ from tests.cluster.driving import SHORT
 from tests.cluster.sharing import TOTAL, Learn, Meet, measured, placed
 from tests.cluster.toys import Add, Wait
 
+pytestmark = pytest.mark.faults
+
 QUICK = replace(SHORT, ttl=1.0)
 
 
@@ -107,7 +109,6 @@ def test_a_wrong_label_is_explained_and_ends_the_step_alone(
     assert [news["message"] for news in driver.news("unplaced")] == [reason]
 
 
-@pytest.mark.faults
 def test_with_the_shipped_terms_the_reason_is_told_within_half_a_minute_and_a_node_that_joins_is_used(
     disk: Store, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from tests.workflows.chains import (
     running_chain,
 )
 
-FAST_SEEDS, ALL_SEEDS = range(2), range(20)
+FAST_SEEDS, ALL_SEEDS = range(1), range(20)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from cluster.manifests import Slurm
 from tests.cluster.manifests.sbatch import Job
 from tests.workflows.conftest import SMALL, write_recipe
 
+pytestmark = pytest.mark.faults
+
 ASKS = """#!/usr/bin/env python
 import os, sys
 from cluster.session import session
@@ -56,7 +58,6 @@ def test_the_driver_is_let_in_by_the_token_file(tmp_path: Path, short_folder: Pa
         job.end()
 
 
-@pytest.mark.faults
 def test_the_driver_waits_for_all_nodes(tmp_path: Path, short_folder: Path) -> None:
     job = _job(tmp_path, short_folder, 2, {"hedgerow": ASKS.format(nodes=2)})
     try:
@@ -66,7 +67,6 @@ def test_the_driver_waits_for_all_nodes(tmp_path: Path, short_folder: Path) -> N
         job.end()
 
 
-@pytest.mark.faults
 def test_a_job_goes_on_after_its_time_was_up(tmp_path: Path, short_folder: Path) -> None:
     recipe = write_recipe(tmp_path, {**SMALL, "train": {**SMALL["train"], "epochs": 400}})
     job = _job(tmp_path, short_folder, 1, {}, "run", str(recipe), "--checkpoint", "0.2")
