@@ -17,6 +17,13 @@ from cluster.worker import Order, Outcome, ask_to_leave
 PASSED_OVER = Outcome("fenced", message="another driver's attempt took its lease")
 
 
+ENDED = {
+    "done": Outcome("published"),
+    "released": Outcome("failed", "partition", "it ended, but nobody could tell how"),
+}
+"""What is known of an attempt by its lease alone."""
+
+
 class Pulse:
     """Whether beats still come, judged by this process's clock alone: clocks of other machines may be wrong."""
 
@@ -81,7 +88,7 @@ class Watch:
         """
         waiting = asyncio.ensure_future(self._executor.outcome(running))
         pulse = Pulse(self._ttl)
-        fence, began, queue = order.over + 1, False, _Queue(self._present())
+        fence, began, over, queue = order.over + 1, False, False, _Queue(self._present())
         try:
             while True:
                 either: set[asyncio.Future[Any]] = {waiting, self._news()}
@@ -105,6 +112,11 @@ class Watch:
                     pulse.could_not_look()
                     continue
                 pulse.looked(asked)
+                if lease.record["state"] != "held":
+                    if over:  # for a whole look now: a node that froze keeps to itself that the attempt has ended
+                        waiting.cancel()
+                        return ENDED[lease.record["state"]]
+                    over = True
                 if pulse.stopped(lease.record["beat"]):
                     self._executor.kill(running)
                     waiting.cancel()

@@ -183,6 +183,19 @@ def test_several_that_leave_at_once_are_all_asked(disk: Store, monkeypatch: pyte
 # ---- at work
 
 
+@pytest.mark.parametrize(("state", "ended"), [("done", "published"), ("released", "failed")])
+def test_an_end_that_a_frozen_node_keeps_to_itself_is_seen_by_the_lease(disk: Store, state: str, ended: str) -> None:
+    watched = Watched(disk, "a", ttl=1.5)
+
+    async def run() -> Outcome:
+        attempt = watched.begin()
+        Ledger(disk).beat(held(disk), state=state)
+        return await asyncio.wait_for(attempt, 1.4)  # and not after a whole ttl of silence
+
+    assert asyncio.run(run()).state == ended
+    assert not watched.nodes.killed  # there is nothing to kill
+
+
 def test_a_holder_whose_beats_end_is_not_waited_for(disk: Store) -> None:
     made = Watched(disk, "a")
 
