@@ -7,9 +7,7 @@ import os
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch; two busy threads a core are slower
-os.environ.setdefault(
-    "RAY_AUTH_MODE", "token"
-)  # Ray keeps what it finds when it is imported, by whichever test is first
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray keeps what it finds when a test first imports it
 
 LONG = (
     "test_survival",

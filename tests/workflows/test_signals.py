@@ -23,7 +23,7 @@ def test_what_a_signal_cuts_short_does_not_end_in_a_traceback(number: signal.Sig
     with pytest.raises(typer.Exit) as end, stoppable(said.append):
         import_something()
     assert end.value.exit_code == code
-    assert said[0].startswith("to go on: hedgerow ")
+    assert said[0].startswith("to go on: hedgerow")
 
 
 def test_an_error_that_no_signal_has_caused_is_left_alone() -> None:

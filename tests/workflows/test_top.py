@@ -92,7 +92,7 @@ def test_a_dead_driver_is_told_with_the_command_that_goes_on(disk: Store) -> Non
     (run,) = Overview(disk).look()
     text = text_of([run])
     assert "is dead" in text
-    assert "hedgerow resume small-1 --store '/a store'" in text
+    assert "hedgerow resume small-1 --store '/a store'" in " ".join(text.split())  # however wide the screen is
     assert "left" not in text.splitlines()[0]
 
 
