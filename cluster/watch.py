@@ -88,7 +88,7 @@ class Watch:
         """
         waiting = asyncio.ensure_future(self._executor.outcome(running))
         pulse = Pulse(self._ttl)
-        fence, began, over, queue = order.over + 1, False, False, _Queue(self._present())
+        fence, began, unheard, queue = order.over + 1, False, False, _Queue(self._present())
         try:
             while True:
                 either: set[asyncio.Future[Any]] = {waiting, self._news()}
@@ -113,10 +113,10 @@ class Watch:
                     continue
                 pulse.looked(asked)
                 if lease.record["state"] != "held":
-                    if over:  # for a whole look now: a node that froze keeps to itself that the attempt has ended
+                    if unheard:  # since the last look: a node that froze keeps to itself that the attempt has ended
                         waiting.cancel()
                         return ENDED[lease.record["state"]]
-                    over = True
+                    unheard = True
                 if pulse.stopped(lease.record["beat"]):
                     self._executor.kill(running)
                     waiting.cancel()
