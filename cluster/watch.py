@@ -88,7 +88,8 @@ class Watch:
         """
         waiting = asyncio.ensure_future(self._executor.outcome(running))
         pulse = Pulse(self._ttl)
-        fence, began, unheard, queue = order.over + 1, False, False, _Queue(self._present())
+        fence, began, queue = order.over + 1, False, _Queue(self._present())
+        ended_at: float | None = None
         try:
             while True:
                 either: set[asyncio.Future[Any]] = {waiting, self._news()}
@@ -113,10 +114,10 @@ class Watch:
                     continue
                 pulse.looked(asked)
                 if lease.record["state"] != "held":
-                    if unheard:  # since the last look: a node that froze keeps to itself that the attempt has ended
+                    ended_at = ended_at or asked
+                    if asked - ended_at > self._ttl / 4:  # a node that froze keeps to itself that an attempt has ended
                         waiting.cancel()
                         return ENDED[lease.record["state"]]
-                    unheard = True
                 if pulse.stopped(lease.record["beat"]):
                     self._executor.kill(running)
                     waiting.cancel()
