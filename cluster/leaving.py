@@ -145,7 +145,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.address:
         parser.error("--address HOST:PORT: which cluster to leave")
-    logging.disable(logging.WARNING)
     if options.on_notice:
         await_notice(options.on_notice, options.service)
     signal.alarm(options.within + 1)  # Ray's client asks a head that is frozen for ever
@@ -159,4 +158,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # of Ray's client, in this process
     sys.exit(main())

@@ -95,6 +95,7 @@ def test_termination_is_an_exit_code_that_asks_to_be_run_again_and_the_same_comm
     assert results_of(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_stop_while_ray_starts_is_one_line_and_leaves_no_process(
     number: signal.Signals, code: int, tmp_path: Path
