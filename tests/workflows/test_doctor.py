@@ -96,7 +96,8 @@ def test_more_threads_than_cpus_are_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (check.state, check.found) == ("warn", "OMP_NUM_THREADS=64")
 
 
-def test_nothing_listening_at_an_address_is_noticed_at_once(tmp_path: Path) -> None:
+def test_nothing_listening_at_an_address_is_noticed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     found = by_name(check_cluster("127.0.0.1:9", str(tmp_path / "store")))
     assert found["ray session"].state == "wrong"
     assert "refused" in found["ray session"].found
