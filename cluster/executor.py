@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
-from cluster.failures import Cause
+from cluster.failures import Cause, first_line
 from cluster.group import free_orphans, run_group
 from cluster.placement import GPU_TYPE, Machine
 from cluster.session import ClusterUnreachable
@@ -71,6 +71,7 @@ class RayExecutor:
         if task.threads == 0:
             return asyncio.get_running_loop().run_in_executor(None, run_step, order)
         if order.needs.processes > 1:  # which take what they need themselves; this one waits for them
+            self._head.has_groups = True
             return self._run_group.options(num_cpus=0, max_retries=0, name=task.kind).remote(order)
         run = self._run_once if order.needs.gpus else self._run
         return run.options(**order.needs.options(), max_retries=0, name=task.kind).remote(order)
@@ -95,7 +96,7 @@ class RayExecutor:
         except (asyncio.CancelledError, ClusterUnreachable):
             raise
         except Exception as error:
-            return Outcome("failed", cause=self._cause(error), message=_first_line(error))
+            return Outcome("failed", cause=self._cause(error), message=_reason(error))
         finally:
             waiting.cancel()
 
@@ -141,6 +142,8 @@ class _Head:
         self._heard = time.monotonic()
         self.draining: Collection[str] = ()
         self.machines: Sequence[Machine] = ()
+        self.has_groups = False
+        """Whether steps in several processes were asked for: only they leave something behind."""
         threading.Thread(target=self._ask_on, name="head", daemon=True).start()
 
     def silence(self) -> float:
@@ -157,7 +160,8 @@ class _Head:
                 alive = [node for node in state.state.node_table() if node["Alive"]]
                 self.machines = [Machine.of(node) for node in alive if node["NodeID"] not in self.draining]
                 self._heard = time.monotonic()
-                free_orphans()
+                if self.has_groups:
+                    free_orphans()
             time.sleep(self._pause)
 
 
@@ -168,9 +172,8 @@ def _run_on_node(order: Order) -> Outcome:
     return run_step(order, here.get_node_id(), here.get_node_labels().get(GPU_TYPE, ""))
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """What Ray says of a failure, without its advice about tools of its own."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "RayTaskError" in type(error).__name__:
-        return lines[-1]
-    return lines[0].partition(". ")[0] if lines else type(error).__name__
+        return str(error).strip().splitlines()[-1].strip()
+    return first_line(error).partition(". ")[0]

@@ -50,6 +50,12 @@ class Budget:
         return self.left[cause] >= 0
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or else what kind of error it is."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
 def cause_of(error: BaseException) -> Cause:
     """The class of an error raised by a task, or by the store underneath it."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.failures import cause_of
+from cluster.failures import cause_of, first_line
 from cluster.placement import GPU_TYPE
 from cluster.worker import Asked, Order, Outcome, inputs_of, run_step, told
 
@@ -229,8 +229,7 @@ def _outcome_of(error: BaseException, who: str) -> Outcome:
     error = getattr(error, "_base_exc", None) or getattr(error, "health_check_failure", None) or error
     if isinstance(error, Ended):
         return error.outcome
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    message = f"{who}: {lines[0]}"
+    message = f"{who}: {first_line(error)}"
     if isinstance(error, WorkerHealthCheckTimeoutError):
         return Outcome("failed", "partition", message)
     if isinstance(error, RayError):

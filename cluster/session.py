@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cluster.failures import first_line
 from cluster.settings import RAY_ENVIRONMENT
 
 OURS = {**RAY_ENVIRONMENT, "RAY_DEDUP_LOGS": "0"}
@@ -49,7 +50,7 @@ def session(address: str = "local", cpus: int | None = None, gpus: float | None 
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
+        os.environ.setdefault("RAY_AUTH_MODE", auth_mode())
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # else a line a second while a token is refused
         # A minute after its last word with the head Ray ends a process, whatever else that still has to say or to do.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", A_DAY)
@@ -78,7 +79,7 @@ def session(address: str = "local", cpus: int | None = None, gpus: float | None 
             **(local if address == "local" else {}),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterUnreachable(f"--address {address}: {_first_line(error)}") from None
+        raise ClusterUnreachable(f"--address {address}: {first_line(error)}") from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ending)  # Ray has put its own, which exits with code 15, in its place
@@ -149,7 +150,7 @@ def check_head(address: str) -> None:
         found = services.canonicalize_bootstrap_address(address)
         token = AuthenticationTokenLoader.instance().get_token_for_http_header()
     except (OSError, OverflowError, ValueError) as error:
-        raise ClusterUnreachable(f"{told}: {_first_line(error)} (is the cluster up?)") from None
+        raise ClusterUnreachable(f"{told}: {first_line(error)} (is the cluster up?)") from None
     except AuthenticationError:
         raise ClusterUnreachable(f"{told}: RAY_AUTH_MODE is token, but there is none: set RAY_AUTH_TOKEN") from None
     with grpc.insecure_channel(found) as channel:
@@ -169,10 +170,6 @@ def check_head(address: str) -> None:
             raise ClusterUnreachable(f"{told}: {why}") from None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _token_place() -> str:
     """Where Ray has found its token: it looks here in this order."""
     if os.environ.get("RAY_AUTH_TOKEN"):
@@ -180,5 +177,7 @@ def _token_place() -> str:
     return os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
 
 
-def _has_token() -> bool:
-    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
+def auth_mode() -> str:
+    """How a cluster is joined: as the environment says, or else with a token if it holds one."""
+    has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return os.environ.get("RAY_AUTH_MODE", "token" if has_token else "disabled")

@@ -12,3 +12,6 @@ RAY_ENVIRONMENT = {
     "RAY_health_check_failure_threshold": "5",
 }
 """For every process of a cluster, the driver's too: Ray reads them once, when a process starts."""
+
+JOB_SERVER = "http://127.0.0.1:8265"
+"""Where a cluster's job server is asked for unless somebody says otherwise; Ray's own port."""

@@ -23,7 +23,6 @@ from cluster.session import ClusterUnreachable
 from cluster.step import key_of
 from cluster.tree import Package
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 MARK = "hedgerow"
 """The entry of a job's metadata that holds its command, and tells jobs of ours from others."""
 TIMEOUT = 10.0

@@ -63,7 +63,7 @@ class Order:
     over: int
     terms: Terms
     prefix: str | None = None
-    """The key of a shorter step of the same work, whose file `checkpoint` is as good as a checkpoint of this one."""
+    """The key of a shorter step of the same work, whose file `STATE` is as good as a checkpoint of this one."""
     needs: Needs = field(default_factory=Needs)
     """What it is given of a node."""
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from cluster.settings import RAY_ENVIRONMENT
+from cluster.settings import JOB_SERVER, RAY_ENVIRONMENT
 
 ENVIRONMENT = {
     **RAY_ENVIRONMENT,
@@ -33,8 +33,6 @@ STARTING = ("run", "resume", "search")
 """The commands of hedgerow that start a run."""
 RAY_SINCE = (2, 58)
 """The first Ray whose Train counts lost nodes apart, and whose `ray job submit` keeps the words of a command."""
-JOB_SERVER = "http://127.0.0.1:8265"
-"""Where the steps that are printed make the job server reachable."""
 START_SECONDS = 3600
 """How long a step waits for nodes that a cluster has yet to start."""
 BREAKING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

@@ -17,14 +17,15 @@ from typing import Any
 
 import psutil
 
-from cluster.session import ClusterUnreachable, session, usable_cpus
+from cluster.failures import first_line
+from cluster.session import ClusterUnreachable, auth_mode, session, usable_cpus
 from cluster.store import Store, StoreError
 from cluster.tracking import choose_mode
 from tasks.component import members
 from tasks.data import Dataset
 from tasks.data.prepared import cache_folder
 from workflows.command.check import GIGABYTE, MEMORY_A_CPU, ROOM, SKEW, UNCONDITIONAL, Check
-from workflows.command.doctor_cluster import check_cluster, has_token
+from workflows.command.doctor_cluster import check_cluster
 from workflows.command.probe import try_store
 
 PACKAGES = ("torch", "torchvision", "ray", "pydantic", "obstore", "safetensors", "wandb")
@@ -170,8 +171,8 @@ def _ray() -> Iterator[Check]:
     except ClusterUnreachable as error:
         yield Check("ray session", "wrong", str(error), "see Ray's logs in /tmp/ray")
     except Exception as error:  # whatever Ray raises when a worker does not come up
-        found = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        yield Check("ray session", "wrong", found, "no worker ran: is its environment the one of this process?")
+        advice = "no worker ran: is its environment the one of this process?"
+        yield Check("ray session", "wrong", first_line(error), advice)
     else:
         yield Check("ray session", "ok" if working else "wrong", f"local: ran a task after {seconds:.1f} s")
 
@@ -183,7 +184,7 @@ def _ray_token(address: str) -> Check:
         return Check("ray token", "warn", f"{file} has mode {mode:04o}", f"chmod 600 {file}")
     if address == "local":
         return Check("ray token", "ok", "a fresh one for each local session, kept in memory")
-    if os.environ.get("RAY_AUTH_MODE", "token" if has_token() else "disabled") == "token":
+    if auth_mode() == "token":
         return Check("ray token", "ok", "mode `token`")
     advice = "whoever reaches the cluster can run code on it: start it with RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN"
     return Check("ray token", "warn", "mode `disabled`: no token in the environment", advice)

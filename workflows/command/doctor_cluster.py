@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cluster.session import ClusterUnreachable, check_address, check_head
+from cluster.session import ClusterUnreachable, auth_mode, check_address, check_head
 from cluster.settings import RAY_ENVIRONMENT
 from cluster.store import Store, StoreError
 from cluster.submission import JobServer, Request, token_of
@@ -62,7 +62,7 @@ def check_cluster(address: str, store_url: str, reached: bool = True) -> list[Ch
         if "://" in address:
             return list(_by_job(address, store_url))
         check_address(address)
-        os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token() else "disabled")  # Ray reads it once a process
+        os.environ.setdefault("RAY_AUTH_MODE", auth_mode())  # Ray reads it once a process
         check_head(address)
         return _by_driver(address, store_url, reached)
     except ClusterUnreachable as error:
@@ -141,11 +141,6 @@ def ask(address: str, store_url: str, folder: str) -> dict[str, Any]:
     if "error" in answer:
         raise _explained(address, answer["error"])
     return answer
-
-
-def has_token() -> bool:
-    """Whether there is a token in the environment, where a session looks for it."""
-    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
 
 
 def _explained(address: str, error: str) -> Unanswered:

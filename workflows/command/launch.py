@@ -24,7 +24,7 @@ from cluster.failures import INFRASTRUCTURE, StepFailed
 from cluster.flow import Flow, Handle
 from cluster.ledger import Published
 from cluster.owner import Owner
-from cluster.placement import Machine
+from cluster.placement import Machine, parse_rules
 from cluster.plan import Plan, make_plan
 from cluster.profiles import Placing, Profiles
 from cluster.runs import EventLog, Run, finished_steps, write_plan
@@ -254,7 +254,7 @@ class _Driver:
             self._tell,
             Terms.on(store, options.checkpoint),
             verify=options.verify,
-            placing=Placing(rules_of(options.place), Profiles(store), executor.machines),
+            placing=Placing(parse_rules(options.place), Profiles(store), executor.machines),
             wait_for_nodes=options.wait_for_nodes if options.address != "local" else 0,
         )
         self._log = EventLog(store, run.id, self._engine.driver)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import typer
 from typer.core import TyperGroup
 
+from cluster.settings import JOB_SERVER
 from workflows.command.exit_codes import Exit
 from workflows.command.options import AsJson
 from workflows.command.recipe import BadRequest
@@ -58,13 +59,12 @@ Patience = Annotated[
     float, typer.Option("--patience", min=0, help="Seconds to try again for when the cluster does not answer.")
 ]
 DEFAULT_PATIENCE = 300.0
-DEFAULT_SERVER = "http://127.0.0.1:8265"
 
 
 @app.callback()
 def submit(
     context: typer.Context,
-    address: Server = DEFAULT_SERVER,
+    address: Server = JOB_SERVER,
     tree: Annotated[str, typer.Option(help="Folder whose files go along, unless ignored; `none` sends none.")] = ".",
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait, and print the job's id alone.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Run again what has succeeded before.")] = False,
@@ -370,7 +370,7 @@ def _write(text: str) -> None:
 
 
 def _call(what: str, job_id: str, url: str, *more: str) -> str:
-    where = [] if url in (DEFAULT_SERVER, os.environ.get(ADDRESS)) else ["--address", url]
+    where = [] if url in (JOB_SERVER, os.environ.get(ADDRESS)) else ["--address", url]
     return shlex.join(["hedgerow", "submit", what, job_id, *more, *where])
 
 
