@@ -1,4 +1,4 @@
-"""Published files that were read once on this machine: shared by its workers, never stale, never needed.
+"""Published files read before on this machine: shared by its workers, never stale, and safe to delete.
 
 A file lies under the SHA-256 of its bytes, which the manifest names, so it cannot be out of date; what does not match
 its name is dropped. Whatever goes wrong with the folder, the store is read instead.
@@ -31,7 +31,7 @@ class Cache:
 
     folder: Path
     capacity: int
-    """Bytes; less on a disk that is nearly full, of which half of what is left stays free."""
+    """Bytes at most; on a nearly full disk, half of what these files and the free space come to."""
 
     @classmethod
     def here(cls) -> Cache | None:
@@ -99,7 +99,7 @@ class Cache:
             self.folder.chmod(0o700)
 
     def _make_room(self, needed: int) -> bool:
-        """Removes the longest unread until `needed` more bytes fit; says whether they do.
+        """Removes the longest unread until `needed` more bytes fit; returns whether they do.
 
         Abandoned parts of files count too, so they go like the rest.
         """

@@ -9,16 +9,15 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from cluster.executor import Executor
 from cluster.failures import Budget, StepFailed
 from cluster.flow import Handle
 from cluster.ledger import Damaged, Ledger, Published, is_free
-from cluster.placement import Turns, with_gpus
+from cluster.order import EVERYBODY, Executor, Order, Outcome, Terms, forget_leaving
+from cluster.placement import Nodes, Turns, with_gpus
 from cluster.profiles import Placing
 from cluster.step import Recorded
 from cluster.store import Store, StoreError
 from cluster.watch import Pulse, Watch
-from cluster.worker import EVERYBODY, Order, Outcome, Terms, forget_leaving
 
 IN_FLIGHT = 1024
 """Attempts handed to the executor at once: enough to keep a large cluster busy, few enough to keep the driver small."""
@@ -50,8 +49,9 @@ class Engine:
         Args:
             store: where results are kept.
             executor: what runs attempts.
-            tell: called with a state (`asked`, `found`, `started`, `retried`, `recomputed`, `published`, `failed`,
-                `waiting`, `unplaced`), the handle and news, from the event loop.
+            tell: called with a state, the handle and news, from the event loop. States are `asked`, `found`, `started`,
+                `retried`, `recomputed`, `published`, `failed`, `waiting` (another driver computes it), `held-up` (the
+                store does not answer) and `unplaced`.
             terms: heartbeat, lease and checkpoint times.
             verify: whether stored files are read and checked before they are relied on.
             placing: says what attempts need of a node; what their tasks ask for when not given.
@@ -65,9 +65,10 @@ class Engine:
         self._terms = terms or Terms()
         self._verify = verify
         self._placing = placing or Placing()
-        self._watch = Watch(self._ledger, executor, self.driver, self._terms.ttl, self._placing, wait_for_nodes)
+        nodes = Nodes(executor.machines)
+        self._watch = Watch(self._ledger, executor, self.driver, self._terms.ttl, self._placing, nodes, wait_for_nodes)
         self._slots = asyncio.Semaphore(IN_FLIGHT)
-        self._turns = Turns(executor.machines)
+        self._turns = Turns(nodes)
         self._attempts = 0
         self._running: dict[str, Any] = {}
         self._stopping = asyncio.Event()
@@ -221,7 +222,7 @@ class Engine:
         """Decides on another attempt.
 
         Returns:
-            the fence that the failed attempt held: its holder is dead, whatever the lease says.
+            the fence of the newest lease whose holder is known to be dead: the failed attempt's, if it took one.
         """
         lease = await self._ask(handle, self._ledger.current_lease, handle.key)
         held = lease is not None and lease.record["attempt"] == order.attempt
@@ -234,7 +235,7 @@ class Engine:
         self._tell("retried", handle, cause=cause, message=outcome.message, attempt=order.attempt)
         if cause in ("store", "partition"):
             await asyncio.sleep(0.5)
-        return lease.fence if held and lease is not None else 0
+        return lease.fence if held and lease is not None else order.over
 
     def _had_all(self, handle: Handle, order: Order, starved: int) -> bool:
         """Whether an attempt that ran out of memory was given as much of it as any node has."""
@@ -261,7 +262,7 @@ class Engine:
         return await self.obtain(handle)
 
     async def _set_aside(self, handle: Handle, damaged: Damaged) -> None:
-        aside = await asyncio.to_thread(self._ledger.set_aside, damaged)
+        aside = await self._ask(handle, self._ledger.set_aside, damaged)
         if aside is not None and isinstance(handle.task, Recorded):
             raise self._failure(handle, _lost(f"{damaged}, and set aside"))
         if aside is not None:
@@ -307,7 +308,7 @@ class Engine:
                 if self._stopping.is_set() or time.monotonic() >= until:
                     raise
                 if not told:
-                    self._tell("waiting", handle, message=str(error))
+                    self._tell("held-up", handle, message=str(error))
                     told = True
             await asyncio.sleep(min(1.0, self._terms.ttl / 10))
 

@@ -7,44 +7,17 @@ import contextlib
 import threading
 import time
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from cluster.failures import Cause, first_line
 from cluster.group import free_orphans, run_group
+from cluster.order import Order, Outcome
 from cluster.placement import GPU_TYPE, Machine
 from cluster.session import ClusterUnreachable
-from cluster.worker import Order, Outcome, run_step
+from cluster.worker import run_step
 
 PATIENCE = 40.0
 """Seconds of silence after which Ray's head is given up; at 60 Ray itself would end this process without a word."""
-
-
-class Executor(Protocol):
-    """Something that runs one attempt somewhere; the engine knows no more of Ray than this."""
-
-    def submit(self, order: Order) -> Any:
-        """Starts an attempt; the result is for `outcome` and `kill`."""
-        ...
-
-    async def outcome(self, running: Any) -> Outcome:
-        """Waits for an attempt; a worker's death is an outcome too.
-
-        Raises:
-            ClusterUnreachable: nothing can run any more.
-        """
-        ...
-
-    def kill(self, running: Any) -> None:
-        """Ends an attempt at once."""
-        ...
-
-    def leaving(self) -> Collection[str]:
-        """The names of the nodes that will be gone before long, and take no new attempts."""
-        ...
-
-    def machines(self) -> Sequence[Machine]:
-        """The nodes that take attempts, as far as they are known; none while nothing is known of them."""
-        ...
 
 
 class RayExecutor:
@@ -107,12 +80,12 @@ class RayExecutor:
         address = self._ray.get_runtime_context().gcs_address
         return f"Ray's head at {address} has not answered for {self._patience:g} s"
 
-    def leaving(self) -> Collection[str]:
+    def draining(self) -> Collection[str]:
         """The nodes that are being drained, as of the last answer of Ray's head."""
         return self._head.draining if self._head is not None else ()
 
     def machines(self) -> Sequence[Machine]:
-        """The nodes that live and are not being drained, as of the last answer of Ray's head."""
+        """The nodes that take new attempts, as of the last answer of Ray's head; empty until it has answered once."""
         return self._head.machines if self._head is not None else ()
 
     def kill(self, running: Any) -> None:

@@ -17,7 +17,7 @@ from cluster.wandb_sink import Chain, Sink, Table, TrackingFailed
 
 QUIET_SECONDS = 60.0
 """Without a step under way after which a chain's W&B run is closed; it is opened again if more comes."""
-UNDER_WAY = ("asked", "waiting", "started", "retried", "recomputed")
+UNDER_WAY = ("asked", "waiting", "held-up", "started", "retried", "recomputed")
 DONE = ("published", "found")
 ROWS = ("level", "shard", "corruption", "delta", "weights", "rounded")
 """Coordinates that tell the rows of one W&B run apart; any other begins a W&B run of its own."""

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.failures import cause_of, first_line
+from cluster.order import Order, Outcome
 from cluster.placement import GPU_TYPE
-from cluster.worker import Asked, Order, Outcome, inputs_of, run_step, told
+from cluster.worker import Asked, inputs_of, run_step, told
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # an end is noticed so much later; the default is 2
@@ -30,7 +31,7 @@ SETTINGS = {
 PACKAGES = ("fsspec", "pandas", "pyarrow", "requests")
 """What Ray Train imports and Ray alone does not need."""
 DAY = 86400
-"""Seconds for which a process waits for the others: whether they live is seen elsewhere, and sooner."""
+"""Time-out of the process group in seconds: long, since dead processes are noticed elsewhere within seconds."""
 
 
 class Ended(Exception):
@@ -106,7 +107,7 @@ def run_group(order: Order) -> Outcome:
 
 
 def free_orphans() -> None:
-    """Gives back what groups of this driver reserved whose controller is gone; to be called now and then.
+    """Frees what this driver's groups reserved whose controller has died; call it now and then.
 
     A reservation outlives the task that asked for it, and the process that Ray Train sets beside it to notice that asks
     the dashboard, which need not run.
@@ -164,7 +165,7 @@ def _work(given: Mapping[str, Any]) -> None:
 
 
 def _lead(order: Order, node: str, gpu_type: str, beside: Iterable[str]) -> Outcome:
-    """The first process's part: all that one process does alone, and a word to the others before it computes."""
+    """The first process's part: all that a step in one process does, but it tells the others before it computes."""
     begun = False
 
     def compute(context: Any, **inputs: Any) -> Any:
@@ -180,14 +181,14 @@ def _lead(order: Order, node: str, gpu_type: str, beside: Iterable[str]) -> Outc
 
 
 def _follow(order: Order) -> Outcome:
-    """Another process's part: to compute if the first does."""
+    """Any other process's part: computes if the first does."""
     if _say(None):
         order.task.run(_Follower(), **inputs_of(order))
     return Outcome("published")
 
 
 def _say(word: bool | None) -> bool:
-    """Whether the first process says that all compute; the word of another is not heard."""
+    """Broadcasts from the first process whether all compute; what the others pass is ignored."""
     from torch import distributed
 
     words = [word]
@@ -196,7 +197,7 @@ def _say(word: bool | None) -> bool:
 
 
 class _Follower:
-    """The context of a process that follows: its task asks the first one's, and only leaves by its own."""
+    """The context of any other process: its task follows the first one's context, and uses its own only to leave."""
 
     def saved(self) -> bytes | None:
         return None
@@ -212,7 +213,7 @@ class _Follower:
 
 
 def _verdict(failures: Mapping[int, BaseException]) -> Outcome:
-    """What became of an attempt, by what its processes raised: when one dies, the others lose their connection."""
+    """The attempt's outcome from what its processes raised: when one dies, the others lose their connection."""
     found = {rank: _outcome_of(error, f"process {rank}") for rank, error in sorted(failures.items())}
     first = found.get(0)
     if first is not None and first.cause != "node":
@@ -222,7 +223,7 @@ def _verdict(failures: Mapping[int, BaseException]) -> Outcome:
 
 
 def _outcome_of(error: BaseException, who: str) -> Outcome:
-    """What one process raised, taken out of what Ray Train puts around it."""
+    """What one process raised, unwrapped from Ray Train's own errors."""
     from ray.exceptions import OutOfMemoryError, RayError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 

@@ -1,4 +1,4 @@
-"""What a step takes of memory while it runs, and the bounds of its share of a GPU."""
+"""Measures the memory that a step takes while it runs, and keeps it within its share of a GPU."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Meter:
         _forget_peak()
 
     def record(self) -> dict[str, Any]:
-        """What was taken at the most, in bytes, for the manifest: `host`, and `gpu` where there is one."""
+        """The peaks in bytes, for the manifest: `host`, and `gpu` where there is one."""
         found: dict[str, Any] = {"host": _peak()}
         if self._device is not None:
             found["gpu"] = {"type": self._type, "peak": self._device.peak(), "total": self._device.total}
@@ -80,7 +80,7 @@ class Meter:
 
 
 def _forget_peak() -> None:
-    """Linux counts the peak of a process anew after this; elsewhere it is that of the process's whole life."""
+    """Resets the peak of this process, where the system can (Linux); elsewhere it covers the process's whole life."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -1,4 +1,4 @@
-"""Where a step may run: what it needs of a node, what a person says about that, and why no node will do."""
+"""Where a step may run: what it needs of a node, what `--place` says about that, and why no node will do."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ GB = 10**9
 AUTO = "auto"
 GPU_TYPE = "ray.io/accelerator-type"
 """The label by which Ray names a node's GPUs."""
-SILENT = 15.0
-"""Seconds for which needs may be impossible before a word is said: nodes come and go."""
+SAY_AFTER = 15.0
+"""Seconds for which needs may be impossible before that is said: nodes come and go."""
 
 _WORD = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
 _NAME = re.compile(rf"(?:{_WORD}/)?{_WORD}")
@@ -31,7 +31,7 @@ _MISTAKEN = {"gpu": "gpus", "num_gpus": "gpus", "mem": "memory", "ram": "memory"
 
 @dataclass(frozen=True)
 class Needs:
-    """What one attempt at a step takes of a node while it runs; one in several processes, each of them."""
+    """What one attempt at a step takes of a node while it runs; if it runs in several processes, what each takes."""
 
     cpus: float = 1
     gpus: float = 0
@@ -41,9 +41,9 @@ class Needs:
     labels: tuple[tuple[str, str], ...] = ()
     """What the node must bear, as Ray's label selectors: `H100`, `!H100`, `in(H100,A100)`, `!in(T4)`."""
     processes: int = 1
-    """How many of these are needed at once, on one node or several."""
+    """How many processes are needed at once, on one node or several."""
     provisional: bool = field(default=False, compare=False)
-    """Whether these are generous needs of a step whose like has not been measured yet."""
+    """Whether these are a generous guess: no step like it has been measured yet."""
 
     @property
     def amounts(self) -> dict[str, float]:
@@ -85,10 +85,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Rule:
-    """One `[KIND:]NAME=VALUE`: what a person says about where steps run, for one run and no recipe."""
+    """One `--place [KIND:]NAME=VALUE`: where steps of a run may run; no part of its recipe."""
 
     kind: str
-    """Of the steps that it is for; all when empty."""
+    """The kind of steps that it is for; all when empty."""
     name: str
     """`gpus`, `memory` or a label."""
     value: str
@@ -139,7 +139,7 @@ class Rule:
 
 
 def parse_rules(texts: Iterable[str]) -> tuple[Rule, ...]:
-    """The rules in the order in which they count: of two for the same, the later and more particular one holds.
+    """The rules sorted so that later ones win: those for one kind of step come after those for all.
 
     Raises:
         ValueError: one of them is none.
@@ -163,9 +163,9 @@ def with_gpus(task: Runnable, gpus: float) -> Runnable:
 
 
 def misfit(needs: Needs, machines: Sequence[Machine]) -> str:
-    """Why none of these nodes could ever run this, even with nothing else on it; empty if one could.
+    """Why no node could run this even if idle; empty if one could.
 
-    Where no node is known, nothing is said of them.
+    Without any known node nothing is said: they may be about to join.
     """
     if not machines:
         return ""
@@ -196,25 +196,57 @@ def misfit(needs: Needs, machines: Sequence[Machine]) -> str:
     return ""
 
 
-class Turns:
-    """Lets no more groups of processes be asked for than nodes have room for: each that waits holds a process."""
+class Nodes:
+    """What the nodes could run, worked out once for each kind of needs until there are other nodes."""
 
     def __init__(self, machines: Callable[[], Sequence[Machine]]) -> None:
-        """Nobody is at work yet.
+        """Nothing is worked out yet.
 
         Args:
-            machines: the nodes as far as they are known.
+            machines: the nodes as far as they are known; another object whenever they are others.
         """
         self._machines = machines
+        self._of: Sequence[Machine] = ()
+        self._misfits: dict[Needs, str] = {}
+        self._rooms: dict[Needs, int] = {}
+
+    def misfit(self, needs: Needs) -> str:
+        """Why no node could run this, as `misfit` says it."""
+        self._look()
+        if needs not in self._misfits:
+            self._misfits[needs] = misfit(needs, self._of)
+        return self._misfits[needs]
+
+    def room(self, needs: Needs) -> int:
+        """How many attempts with these needs all nodes have room for together when nothing else runs on them."""
+        self._look()
+        if needs not in self._rooms:
+            each = [machine.room(needs.amounts) for machine in self._of if machine.bears(needs.labels)]
+            self._rooms[needs] = sum(each) // needs.processes
+        return self._rooms[needs]
+
+    def _look(self) -> None:
+        machines = self._machines()
+        if machines is not self._of:
+            self._of = machines
+            self._misfits.clear()
+            self._rooms.clear()
+
+
+class Turns:
+    """Starts no more groups of processes than the nodes have room for: one that waits inside Ray occupies a process."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
         self._taken = 0
 
     @contextlib.asynccontextmanager
     async def turn(self, needs: Needs) -> AsyncIterator[None]:
-        """Waits until it is the turn of an attempt with these needs; that of a single process always is."""
+        """Holds a place while an attempt with these needs runs; waits for one first, unless it is a single process."""
         if needs.processes == 1:
             yield
             return
-        while self._taken >= max(1, self._room(needs)):
+        while self._taken >= max(1, self._nodes.room(needs)):
             await asyncio.sleep(1.0)
         self._taken += 1
         try:
@@ -222,19 +254,13 @@ class Turns:
         finally:
             self._taken -= 1
 
-    def _room(self, needs: Needs) -> int:
-        return (
-            sum(machine.room(needs.amounts) for machine in self._machines() if machine.bears(needs.labels))
-            // needs.processes
-        )
-
 
 UNSEEN = 60.0
-"""Seconds without a look after which what was impossible before says nothing any more."""
+"""Seconds without an attempt in the queue after which the wait for its kind of needs starts anew."""
 
 
 class Unplaced:
-    """The driver's patience with needs that no node can meet: said once for each sort of needs, and not for ever."""
+    """How long the driver waits for a node that can meet some needs; reports once for each kind of needs."""
 
     def __init__(self, wait: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Nothing is impossible yet.
@@ -270,7 +296,7 @@ class Unplaced:
         if lasted >= self._wait:
             waited = f"; waited {self._wait:g} s for one that can (--wait-for-nodes)" if self._wait else ""
             return False, f"no node can run it: {why}{waited}"
-        if lasted < SILENT or needs in self._said:
+        if lasted < SAY_AFTER or needs in self._said:
             return False, ""
         self._said.add(needs)
         return True, ""

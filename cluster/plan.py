@@ -15,9 +15,9 @@ from cluster.step import Recorded
 from cluster.store import Store
 
 PATIENCE = 50
-"""Turns of the event loop without a new step after which a workflow only waits for results that are not there."""
+"""Turns of the event loop without a new step after which a workflow can only be waiting for missing results."""
 SIDE_BY_SIDE = 32
-"""Look-ups at once."""
+"""Look-ups in the store at a time."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What steps of a sort were measured to take of memory, remembered in the store, and what they are given for it."""
+"""Measured memory of each sort of step, kept in the store, and the memory and part of a GPU that the next one gets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cluster.step import Runnable, processes_of
 from cluster.store import Store, StoreError
 
 HEADROOM = 1.2
-"""What is given for each byte that was measured: peaks differ a little from step to step."""
+"""Bytes given for each byte measured: peaks differ a little from step to step."""
 PARTS = 20
 """A GPU is given in twentieths."""
 GRAIN = 64 * 2**20
@@ -55,7 +55,7 @@ class Profile:
         return {"host": self.host, "gpus": {name: asdict(gpu) for name, gpu in self.gpus.items()}}
 
     def with_step(self, memory: Mapping[str, Any]) -> Profile:
-        """The profile that also covers a step whose manifest says this of its `memory`."""
+        """This profile, raised to cover a step with this `memory` entry in its manifest."""
         gpus = dict(self.gpus)
         if "gpu" in memory:
             found, known = memory["gpu"], gpus.get(memory["gpu"]["type"], GpuPeak(0, 0))
@@ -82,7 +82,7 @@ class Profiles:
                 self._known.setdefault(sort, Profile.from_json(json.loads(data)) if data is not None else None)
 
     def learn(self, sort: str, memory: Mapping[str, Any]) -> bool:
-        """Takes in what a step took; whether that is news."""
+        """Adds one measurement; returns whether the profile changed."""
         before = self._known.get(sort)
         after = (before or Profile()).with_step(memory)
         if after == before:
@@ -94,7 +94,7 @@ class Profiles:
 
 
 class Placing:
-    """Says what attempts need: by what their tasks ask for, a person's rules, and what their like took before."""
+    """Says what attempts need, from what their tasks ask for, the `--place` rules, and what earlier ones took."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Placing:
         return AUTO in {rule.value for rule in self._chosen(task).values()}
 
     def learn(self, task: Runnable, manifest: Mapping[str, Any]) -> bool:
-        """Takes in what a finished step took; whether others of its sort now need something else."""
+        """Adds what a finished step took; returns whether others of its sort now need something else."""
         if self._profiles is None or "memory" not in manifest or not self.looks_up(task):
             return False
         return self._profiles.learn(sort_of(task), manifest["memory"])
@@ -172,7 +172,7 @@ class Placing:
     def _gpus(
         self, task: Runnable, rule: Rule | None, profile: Profile | None, labels: Iterable[tuple[str, str]]
     ) -> tuple[float, bool]:
-        """The GPUs of an attempt, and whether that is the last word."""
+        """The GPUs of an attempt, and whether they are measured or fixed, not guessed."""
         if rule is None or rule.value != AUTO:
             return float(rule.value) if rule is not None else task.gpus, True
         if task.gpus > 1:
@@ -215,7 +215,7 @@ def _may_move(task: Runnable, rule: Rule) -> bool:
 
 
 def _memory(rule: Rule | None, profile: Profile | None) -> tuple[int, bool]:
-    """The host memory of an attempt in bytes, and whether that is the last word."""
+    """The host memory of an attempt in bytes, and whether it is measured or fixed, not guessed."""
     if rule is None or rule.value != AUTO:
         return round(float(rule.value) * GB) if rule is not None else 0, True
     return (round(profile.host * HEADROOM), True) if profile is not None else (0, False)

@@ -1,4 +1,4 @@
-"""The driver's eye on attempts: a frozen node never answers, and a drained one takes its steps along."""
+"""The driver's watch over its attempts: gives up on those that fall silent, and asks those on a leaving node to go."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cluster.executor import Executor
 from cluster.ledger import Damaged, Lease, Ledger
-from cluster.placement import Unplaced, misfit
+from cluster.order import Executor, Order, Outcome, ask_to_leave
+from cluster.placement import Nodes, Unplaced
 from cluster.profiles import Placing
 from cluster.store import StoreError
-from cluster.worker import Order, Outcome, ask_to_leave
 
+LOOKS = 3
+"""At a lease within its `ttl`."""
 PASSED_OVER = Outcome("fenced", message="another driver's attempt took its lease")
-
 
 ENDED = {
     "done": Outcome("published"),
@@ -44,16 +44,16 @@ class Pulse:
         return time.monotonic() - self._since > self._ttl
 
     def looked(self, asked: float) -> None:
-        """Takes in how long an answer took: when the store was away, the beats were with it.
+        """Restarts the count if the answer took long: while the store was away, no beat could arrive either.
 
         Args:
             asked: when the look began.
         """
-        if time.monotonic() - asked > self._ttl / 3:
+        if time.monotonic() - asked > self._ttl / LOOKS:
             self.could_not_look()
 
     def could_not_look(self) -> None:
-        """Counts from now on: who cannot see the store cannot tell silence from being blind."""
+        """Restarts the count: a driver that cannot read the store cannot know that a holder is silent."""
         self._since = time.monotonic()
 
 
@@ -61,13 +61,21 @@ class Watch:
     """Waits for attempts, looks at their leases in between, and acts on what nodes do to them."""
 
     def __init__(
-        self, ledger: Ledger, executor: Executor, driver: str, ttl: float, placing: Placing, wait_for_nodes: float
+        self,
+        ledger: Ledger,
+        executor: Executor,
+        driver: str,
+        ttl: float,
+        placing: Placing,
+        nodes: Nodes,
+        wait_for_nodes: float,
     ) -> None:
         self._ledger = ledger
         self._executor = executor
         self._driver = driver
         self._ttl = ttl
         self._placing = placing
+        self._nodes = nodes
         self._unplaced = Unplaced(wait_for_nodes)
         self._learned: asyncio.Future[None] | None = None
         self._asked: set[str] = set()
@@ -75,7 +83,7 @@ class Watch:
         self._asking = asyncio.Lock()
 
     async def outcome(self, order: Order, running: Any, unplaced: Callable[[str], None]) -> Outcome:
-        """Waits for an attempt, but not for one whose heart stopped; asks one to leave whose node will go.
+        """Waits for an attempt's outcome; gives up when its beats stop, and asks it to leave when its node is drained.
 
         One that has not started ends as `unplaced` when no node could run it for too long, and as `outgrown` when it
         should be asked for anew: its needs are known better by now, or a node is gone that may have taken it along,
@@ -87,43 +95,43 @@ class Watch:
             unplaced: told why no node can run it.
         """
         waiting = asyncio.ensure_future(self._executor.outcome(running))
-        pulse = Pulse(self._ttl)
-        fence, began, queue = order.over + 1, False, _Queue(self._present())
-        ended_at: float | None = None
+        seen = _Seen(self._ttl, order.over + 1, self._present())
         try:
             while True:
                 either: set[asyncio.Future[Any]] = {waiting, self._news()}
-                await asyncio.wait(either, timeout=self._ttl / 3, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(either, timeout=self._ttl / LOOKS, return_when=asyncio.FIRST_COMPLETED)
                 if waiting.done():
                     return waiting.result()
-                asked = time.monotonic()
-                try:
-                    lease = await asyncio.to_thread(self._ledger.current_lease, order.key, fence)
-                    if lease is None or lease.record["attempt"] != order.attempt:
-                        passed = lease is not None and (began or await self._is_published(order.key))
-                        ended = PASSED_OVER if passed else self._in_queue(order, queue, unplaced)
-                        if ended is None:
-                            continue
-                        self._executor.kill(running)
-                        waiting.cancel()
-                        return ended
-                    fence, began = lease.fence, True
-                    await self._take_along(lease)
-                except StoreError:
-                    pulse.could_not_look()
+                given_up = await self._look(order, seen, unplaced)
+                if given_up is None:
                     continue
-                pulse.looked(asked)
-                if lease.record["state"] != "held":
-                    ended_at = ended_at or asked
-                    if asked - ended_at > self._ttl / 4:  # a node that froze keeps to itself that an attempt has ended
-                        waiting.cancel()
-                        return ENDED[lease.record["state"]]
-                if pulse.stopped(lease.record["beat"]):
+                if given_up not in ENDED.values():
                     self._executor.kill(running)
-                    waiting.cancel()
-                    return Outcome("failed", "partition", f"no sign of life for {self._ttl:g} s")
+                return given_up
         finally:
+            waiting.cancel()
             self._asked.discard(order.attempt)
+
+    async def _look(self, order: Order, seen: _Seen, unplaced: Callable[[str], None]) -> Outcome | None:
+        """Looks at an attempt's lease once; what it has come to, if it is not to be waited for any longer."""
+        asked = time.monotonic()
+        try:
+            lease = await asyncio.to_thread(self._ledger.current_lease, order.key, seen.fence)
+            if lease is None or lease.record["attempt"] != order.attempt:
+                passed = lease is not None and (seen.began or await self._is_published(order.key))
+                return PASSED_OVER if passed else self._in_queue(order, seen, unplaced)
+            seen.fence, seen.began = lease.fence, True
+            await self._take_along(lease)
+        except StoreError:
+            seen.pulse.could_not_look()
+            return None
+        seen.pulse.looked(asked)
+        state = lease.record["state"]
+        if state != "held" and seen.ended_for(asked) > self._ttl / 4:
+            return ENDED[state]  # a node that froze keeps to itself that an attempt has ended
+        if seen.pulse.stopped(lease.record["beat"]):
+            return Outcome("failed", "partition", f"no sign of life for {self._ttl:g} s")
+        return None
 
     def look_again(self) -> None:
         """Wakes whoever waits: needs may be known better now."""
@@ -136,14 +144,14 @@ class Watch:
 
     def _present(self) -> set[str]:
         """The nodes that are alive, also those that are being drained."""
-        return {machine.id for machine in self._executor.machines()} | set(self._executor.leaving())
+        return {machine.id for machine in self._executor.machines()} | set(self._executor.draining())
 
-    def _in_queue(self, order: Order, queue: _Queue, unplaced: Callable[[str], None]) -> Outcome | None:
+    def _in_queue(self, order: Order, seen: _Seen, unplaced: Callable[[str], None]) -> Outcome | None:
         """What becomes of an attempt that has not started, if it is not to wait on."""
         outgrown = order.needs.provisional and self._placing.needs(order.task) != order.needs
-        if outgrown or queue.lost_a_node(self._present(), self._ttl):
+        if outgrown or seen.lost_a_node(self._present(), self._ttl):
             return Outcome("outgrown")
-        why = misfit(order.needs, self._executor.machines())
+        why = self._nodes.misfit(order.needs)
         say, end = self._unplaced.look(order.needs, why)
         if say:
             unplaced(why)
@@ -160,7 +168,7 @@ class Watch:
         """Asks an attempt whose node is leaving to save its state and leave first."""
         attempt = lease.record["attempt"]
         nodes = {lease.record.get("node"), *lease.record.get("beside", ())}
-        if attempt not in self._asked and nodes & set(self._executor.leaving()):
+        if attempt not in self._asked and nodes & set(self._executor.draining()):
             await self.ask_to_leave(attempt)
 
     async def ask_to_leave(self, attempt: str) -> None:
@@ -174,12 +182,23 @@ class Watch:
             self._asked.add(attempt)
 
 
-class _Queue:
-    """The nodes that an attempt may have been sent to while it has no lease: Ray does not always tell when one dies."""
+class _Seen:
+    """What the driver has seen of an attempt."""
 
-    def __init__(self, present: set[str]) -> None:
+    def __init__(self, ttl: float, fence: int, present: set[str]) -> None:
+        self.pulse = Pulse(ttl)
+        self.fence = fence
+        """The one of its lease, or the first that it may have."""
+        self.began = False
+        self._ended: float | None = None
         self._nodes = present
+        """The nodes that it may have been sent to while it has no lease; Ray does not always tell when one dies."""
         self._lost: float | None = None
+
+    def ended_for(self, now: float) -> float:
+        """Seconds since its lease was first seen to have ended."""
+        self._ended = self._ended or now
+        return now - self._ended
 
     def lost_a_node(self, present: set[str], patience: float) -> bool:
         """Whether one is gone, and Ray had time to tell what went with it."""

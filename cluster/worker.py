@@ -11,90 +11,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from cluster.failures import cause_of
 from cluster.ledger import Damaged, Fenced, Lease, Ledger, folder_of
 from cluster.meter import Meter
-from cluster.placement import Needs
-from cluster.step import Runnable
+from cluster.order import STATE, Order, Outcome, is_asked_to_leave
 from cluster.store import Store, StoreError
-
-STATE = "progress.state"
-"""The file of a shorter step from which a longer one may go on."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The times that a lease lives by, in seconds."""
-
-    beat: float = 1.0
-    """Between two signs of life."""
-    ttl: float = 15.0
-    """Without a sign of life after which a holder is passed over."""
-    checkpoint: float = 10.0
-    """Between two checkpoints of a running step: the most that a killed worker loses."""
-    farewell: float = 10.0
-    """Given to running steps to save their state when the driver stops."""
-
-    @classmethod
-    def on(cls, store: Store, checkpoint: float) -> Terms:
-        """Those of a run on a store: where every request is paid for, a heart beats less often.
-
-        Args:
-            store: that keeps the leases.
-            checkpoint: seconds between two checkpoints.
-        """
-        return cls(beat=3.0 if store.is_remote else 1.0, checkpoint=checkpoint)
-
-
-@dataclass(frozen=True)
-class Order:
-    """One attempt at one step, as the driver asks for it."""
-
-    key: str
-    task: Runnable
-    inputs: Mapping[str, str]
-    store: str
-    driver: str
-    attempt: str
-    over: int
-    terms: Terms
-    prefix: str | None = None
-    """The key of a shorter step of the same work, whose file `STATE` is as good as a checkpoint of this one."""
-    needs: Needs = field(default_factory=Needs)
-    """What it is given of a node."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of an attempt: small, since it travels through Ray."""
-
-    state: str
-    """published, busy, fenced, stopped, damaged or failed."""
-    cause: str = ""
-    message: str = ""
-    log: str = ""
-    damaged: Damaged | None = None
 
 
 class Asked(BaseException):
     """Ends a task that was asked to leave and has saved its state; no `Exception`, so that no task swallows it."""
-
-
-EVERYBODY = "*"
-
-
-def ask_to_leave(store: Store, driver: str, attempts: Iterable[str]) -> None:
-    """Asks attempts of a driver, or all with `EVERYBODY`, to save their state and leave."""
-    store.put(_leave_path(driver), " ".join(sorted(attempts)).encode())
-
-
-def forget_leaving(store: Store, driver: str) -> None:
-    """Removes what `ask_to_leave` wrote."""
-    store.delete([_leave_path(driver)])
 
 
 def run_step(
@@ -104,7 +32,7 @@ def run_step(
     beside: Iterable[str] = (),
     compute: Callable[..., Any] | None = None,
 ) -> Outcome:
-    """Runs one attempt; whatever happens inside is told, not raised.
+    """Runs one attempt. Never raises: whatever goes wrong is returned as an outcome.
 
     Args:
         order: the attempt.
@@ -118,7 +46,7 @@ def run_step(
 
 
 def told(order: Order, work: Callable[[], Outcome]) -> Outcome:
-    """What work for an order comes to, whatever it raises."""
+    """Runs `work` and turns whatever it raises into an outcome."""
     try:
         return work()
     except Fenced as error:
@@ -131,18 +59,9 @@ def told(order: Order, work: Callable[[], Outcome]) -> Outcome:
         return Outcome("failed", cause_of(error), _message(error), _keep_log(order, error))
 
 
-def _leave_path(driver: str) -> str:
-    return f"drivers/{driver}/stop"
-
-
-def _is_asked_to_leave(store: Store, order: Order) -> bool:
-    asked = (store.get(_leave_path(order.driver)) or b"").decode().split()
-    return EVERYBODY in asked or order.attempt in asked
-
-
 def _run_leased(order: Order, where: Mapping[str, Any], gpu_type: str, compute: Callable[..., Any]) -> Outcome:
     ledger = Ledger(_open(order.store))
-    if _is_asked_to_leave(ledger.store, order):  # it waited in Ray's queue while the driver was stopping
+    if is_asked_to_leave(ledger.store, order):  # it waited in Ray's queue while the driver was stopping
         raise Asked
     if ledger.find(order.key) is not None:
         return Outcome("published")
@@ -258,7 +177,7 @@ class _Heart:
             with suppress(StoreError):  # a store that is away for a moment must not end the step
                 self._beats.beat(self._lease, saves=self.saves, progress=self._progress)
             with suppress(StoreError):
-                if _is_asked_to_leave(self._beats.store, self._order):
+                if is_asked_to_leave(self._beats.store, self._order):
                     self._leave.set()
 
 

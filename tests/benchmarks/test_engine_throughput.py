@@ -14,10 +14,11 @@ from cluster.engine import Engine
 from cluster.executor import RayExecutor
 from cluster.flow import Flow
 from cluster.ledger import Ledger
+from cluster.order import Order, Terms
 from cluster.session import session
 from cluster.step import key_of
 from cluster.store import Store
-from cluster.worker import Order, Terms, run_step
+from cluster.worker import run_step
 from tests.cluster.clusters import Cluster, cluster
 from tests.cluster.toys import Add
 

@@ -24,7 +24,8 @@ from cluster.runs import events_of
 from cluster.store import Store
 from search_spaces.projection import Projection
 from tests.workflows.conftest import write_recipe
-from workflows.command.launch import Ended, Options, launch
+from workflows.command.launch import Ended, launch
+from workflows.command.options import Options
 from workflows.command.recipe import load_recipe
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]

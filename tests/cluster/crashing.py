@@ -25,10 +25,11 @@ from typing import Any
 
 from cluster.engine import Engine
 from cluster.flow import Flow, Handle
+from cluster.order import Order, Outcome, Terms
 from cluster.plan import make_plan
 from cluster.runs import EventLog, Run, events_of, finished_steps, write_plan
 from cluster.store import Store
-from cluster.worker import Order, Outcome, Terms, run_step
+from cluster.worker import run_step
 from tests.cluster.driving import ThreadExecutor
 from tests.cluster.toys import Add, Count
 
@@ -102,7 +103,7 @@ class Remote:
     async def outcome(self, running: Any) -> Outcome:
         return await running  # type: ignore[no-any-return]
 
-    def leaving(self) -> frozenset[str]:
+    def draining(self) -> frozenset[str]:
         return frozenset()
 
     def machines(self) -> list[Any]:

@@ -17,10 +17,11 @@ from typing import Any
 from cluster.engine import Engine
 from cluster.executor import RayExecutor
 from cluster.flow import Flow, Handle
+from cluster.order import Order, Outcome, Terms
 from cluster.placement import Machine
 from cluster.session import ClusterUnreachable, session
 from cluster.store import Store, StoreError
-from cluster.worker import Order, Outcome, Terms, run_step
+from cluster.worker import run_step
 from tests.cluster.toys import Add, Count
 
 SHORT = Terms(beat=0.1, ttl=2.0, checkpoint=0.2, farewell=5.0)
@@ -51,7 +52,7 @@ class ThreadExecutor:
     async def outcome(self, running: Any) -> Outcome:
         return await running  # type: ignore[no-any-return]
 
-    def leaving(self) -> frozenset[str]:
+    def draining(self) -> frozenset[str]:
         return frozenset()
 
     def machines(self) -> tuple[Machine, ...]:

@@ -10,9 +10,9 @@ from typing import Any
 from cluster.engine import Engine
 from cluster.executor import RayExecutor
 from cluster.flow import Flow, Handle
+from cluster.order import Terms
 from cluster.session import session
 from cluster.store import Store
-from cluster.worker import Terms
 from tasks.training.train import Train
 from tests.tasks.teams import Troubled
 from tests.tasks.training_toys import toy

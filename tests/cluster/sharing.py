@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from cluster.engine import Engine
+from cluster.order import Terms
 from cluster.placement import parse_rules
 from cluster.profiles import Placing, Profiles
 from cluster.store import Store
-from cluster.worker import Terms
 from tests.cluster.driving import SHORT, Driver
 from tests.cluster.toys import Made, Toy
 

@@ -15,8 +15,8 @@ from cluster.engine import Stopped
 from cluster.failures import BUDGET, StepFailed
 from cluster.flow import Flow
 from cluster.ledger import Ledger, folder_of
+from cluster.order import Outcome
 from cluster.store import Store, StoreError
-from cluster.worker import Outcome
 from tests.cluster.driving import SHORT, Driver, Outage, ThreadExecutor, fan, fan_sum
 from tests.cluster.toys import Add, Count, Fail, Wait
 
@@ -287,7 +287,7 @@ def test_a_store_that_fails_the_driver_is_told_as_such(disk: Store, monkeypatch:
     with pytest.raises(StoreError, match="away"):
         made.run(lambda flow: flow.step(Add(1)).published())
     assert 0.3 <= time.monotonic() - began < 3
-    assert [news["message"] for news in made.news("waiting")] == [
+    assert [news["message"] for news in made.news("held-up")] == [
         f"{folder_of(made.events[0][1].key)}/manifest.json: away"
     ]
 

@@ -11,9 +11,9 @@ import pytest
 import cluster.engine
 from cluster.failures import BUDGET, StepFailed
 from cluster.flow import Flow, Handle
-from cluster.ledger import Ledger, folder_of
-from cluster.store import Store
-from cluster.worker import Order, Outcome
+from cluster.ledger import Damaged, Ledger, folder_of
+from cluster.order import Order, Outcome
+from cluster.store import Store, StoreError
 from tests.cluster.driving import SHORT, Driver, ThreadExecutor
 from tests.cluster.toys import Add
 
@@ -52,6 +52,54 @@ def test_a_damaged_input_is_set_aside_and_recomputed_once_for_all_its_readers(di
     told = second.news("recomputed")[0]
     assert "sum.txt is damaged" in told["message"]
     assert disk.get(f"{told['aside']}/sum.txt") == b"6"
+
+
+def test_a_store_that_is_away_for_a_moment_while_damage_is_set_aside_does_not_end_the_run(
+    disk: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = driver(disk)
+    first.run(lambda flow: flow.step(Add(5)).published())
+    disk.put(file_of(disk, first.events[0][1]), b"6")
+    move, refused = disk.move, []
+
+    def once(source: str, target: str) -> None:
+        if not refused:
+            refused.append(source)
+            raise StoreError(f"{source}: away")
+        move(source, target)
+
+    monkeypatch.setattr(disk, "move", once)
+    second = driver(disk)
+
+    async def run(flow: Flow) -> int:
+        return int((await flow.step(Add(1), x=flow.step(Add(5))))["sum"])
+
+    assert second.run(run) == 6
+    assert refused
+    assert second.count("recomputed") == 1
+
+
+def test_a_publication_that_another_driver_has_mended_meanwhile_is_not_set_aside(
+    disk: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moving a large file takes a while, in which a quicker driver may set the same aside, compute and publish."""
+    first = driver(disk)
+    first.run(lambda flow: flow.step(Add(5)).published())
+    handle, ledger = first.events[0][1], Ledger(disk)
+    disk.put(file_of(disk, handle), b"6")
+    damaged = Damaged(handle.key, "sum.txt", "is not what it was")
+    move, mended = disk.move, []
+
+    def slow(source: str, target: str) -> None:
+        if not mended:
+            monkeypatch.setattr(disk, "move", move)
+            assert ledger.set_aside(damaged) is not None
+            mended.append(driver(disk).run(lambda flow: flow.step(Add(5)).published()))
+        move(source, target)
+
+    monkeypatch.setattr(disk, "move", slow)
+    assert ledger.set_aside(damaged) is None
+    assert [ledger.find(handle.key)] == mended
 
 
 def test_damage_in_an_input_of_more_readers_than_slots_does_not_block(

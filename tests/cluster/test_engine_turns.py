@@ -14,9 +14,10 @@ import cluster.engine
 import cluster.placement
 from cluster.engine import Stopped
 from cluster.flow import Flow
+from cluster.ledger import Ledger
+from cluster.order import Order, Outcome
 from cluster.placement import Machine
 from cluster.store import Store
-from cluster.worker import Order, Outcome
 from tests.cluster.driving import SHORT, Driver, ThreadExecutor
 from tests.cluster.toys import Add, Wait
 
@@ -73,6 +74,26 @@ def test_teams_that_wait_for_their_turn_keep_nobody_else_from_starting(
         return alone.metrics
 
     assert made.run(run) == {"sum": 1}
+
+
+def test_a_holder_known_to_be_dead_is_passed_over_though_attempts_end_before_they_have_a_lease(disk: Store) -> None:
+    """The first attempt dies on another machine with its lease, the second before it has one: the third waits not."""
+    elsewhere = {"host": "gone", "pid": 1, "started": 0.0, "boot": "x"}
+
+    class Dies(ThreadExecutor):
+        def submit(self, order: Order) -> Any:
+            if len(self.orders) > 1:
+                return super().submit(order)
+            self.orders.append(order)
+            if len(self.orders) == 1:
+                assert Ledger(disk).lease(order.key, order.attempt, order.over, {"owner": elsewhere}) is not None
+            died = asyncio.get_running_loop().create_future()
+            died.set_result(Outcome("failed", "node", "its machine is gone"))
+            return died
+
+    made = Driver(disk, Dies(), replace(SHORT, ttl=60.0))
+    assert made.run(lambda flow: flow.step(Add(5)).published(), limit=20).metrics == {"sum": 5}
+    assert [order.over for order in made.engine._executor.orders] == [0, 1, 1]  # type: ignore[attr-defined]
 
 
 def test_a_step_is_asked_for_anew_however_often_a_node_goes(disk: Store, monkeypatch: pytest.MonkeyPatch) -> None:

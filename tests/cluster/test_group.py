@@ -17,18 +17,20 @@ import pytest
 
 pytest.importorskip("pandas")  # what Ray Train needs: `ray[train]`
 pytest.importorskip("pyarrow")
+from torch import distributed
 
 from cluster.engine import Stopped
 from cluster.executor import RayExecutor
 from cluster.failures import StepFailed
 from cluster.flow import Flow
-from cluster.group import Ended, _verdict
+from cluster.group import Ended, _follow, _lead, _verdict
 from cluster.ledger import Lease, Ledger, Published, folder_of
+from cluster.order import Order, Outcome, Terms
 from cluster.store import Store
-from cluster.worker import Outcome, Terms
 from tests.cluster.clusters import cluster, drain
 from tests.cluster.driving import Driver
 from tests.cluster.grouping import slow
+from tests.cluster.toys import Add
 from tests.tasks import teams
 from tests.tasks.teams import Pair, Troubled
 from tests.tasks.training_toys import Tiny, toy
@@ -77,6 +79,23 @@ def test_a_training_in_two_processes_is_one_step_with_the_bytes_of_plain_process
     assert lease is not None
     assert lease.record["state"] == "done"
     assert obtained(driver(disk, ray), task).manifest == found.manifest, "the second driver finds it"
+
+
+def test_nobody_waits_for_processes_whose_first_one_has_nothing_to_compute(disk: Store, pair: Pair) -> None:
+    """Another driver holds its lease, or has published it: the other processes learn it at once, not in a day."""
+    key = "ab" * 32
+    order = Order(key, Add(5), {}, disk.url, "d", "d-1", 0, TERMS)
+    held = Ledger(disk).lease(key, "another")
+    assert held is not None
+    assert [answer.state for answer in pair.all(part_of, order)] == ["busy", "published"]
+    Ledger(disk).publish(held, {"sum.txt": b"5"}, {"metrics": {"sum": 5}})
+    assert [answer.state for answer in pair.all(part_of, order)] == ["published", "published"]
+
+
+def part_of(order: Order) -> Outcome:
+    """What one of two processes does for an order."""
+    first = distributed.get_rank() == 0
+    return _lead(order, "here", "", []) if first else _follow(order)
 
 
 def test_who_is_to_blame_for_the_end_of_a_group() -> None:

@@ -13,10 +13,22 @@ import pytest
 from cluster import placement
 from cluster.failures import StepFailed
 from cluster.flow import Flow
-from cluster.placement import GB, GPU_TYPE, UNSEEN, Machine, Needs, Turns, Unplaced, misfit, parse_rules, with_gpus
+from cluster.order import Order, Outcome
+from cluster.placement import (
+    GB,
+    GPU_TYPE,
+    UNSEEN,
+    Machine,
+    Needs,
+    Nodes,
+    Turns,
+    Unplaced,
+    misfit,
+    parse_rules,
+    with_gpus,
+)
 from cluster.profiles import Placing
 from cluster.store import Store
-from cluster.worker import Order, Outcome
 from tests.cluster.driving import ThreadExecutor
 from tests.cluster.sharing import Meet, placed
 from tests.cluster.toys import Add, Made
@@ -156,9 +168,27 @@ def test_patience_begins_anew_when_nobody_looked_for_long() -> None:
     assert "waited 60 s" in patience.look(wanted, "too large")[1]
 
 
+def test_what_nodes_can_run_is_worked_out_once_until_there_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at 1,000 machines takes a millisecond, and a driver may have 1,024 attempts in its queue."""
+    asked: list[Needs] = []
+    monkeypatch.setattr(
+        placement, "misfit", lambda needs, machines: asked.append(needs) or f"{len(machines)} are too small"
+    )
+    machines = [Machine({"CPU": 2}, {})]
+    nodes = Nodes(lambda: machines)
+    for _ in range(100):
+        assert nodes.misfit(Needs(4)) == "1 are too small"
+        assert nodes.room(Needs(1)) == 2
+    assert asked == [Needs(4)]
+    machines = [*machines, Machine({"CPU": 5}, {})]
+    assert nodes.misfit(Needs(4)) == "2 are too small"
+    assert nodes.room(Needs(1)) == 7
+    assert nodes.room(Needs(2, processes=3)) == 1
+
+
 def test_no_more_teams_at_once_than_nodes_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "asyncio", SimpleNamespace(sleep=lambda seconds: asyncio.sleep(0.001)))
-    turns = Turns(lambda: [Machine({"CPU": 4}, {}), Machine({"CPU": 5}, {}), Machine({"CPU": 9}, {"zone": "b"})])
+    turns = Turns(Nodes(lambda: [Machine({"CPU": 4}, {}), Machine({"CPU": 5}, {}), Machine({"CPU": 9}, {"zone": "b"})]))
     at_once = dict.fromkeys((1, 2), 0)
     most = dict(at_once)
 
@@ -181,14 +211,14 @@ def test_a_team_for_which_there_is_no_room_yet_is_asked_for_all_the_same() -> No
     """Else nobody would learn that it is waited for: neither the cluster, which may grow, nor the user."""
 
     async def one() -> None:
-        async with Turns(list).turn(Needs(processes=2)):
+        async with Turns(Nodes(list)).turn(Needs(processes=2)):
             pass
 
     asyncio.run(asyncio.wait_for(one(), 5))
 
 
 def test_a_team_that_fails_gives_its_turn_back() -> None:
-    turns = Turns(lambda: [Machine({"CPU": 2}, {})])
+    turns = Turns(Nodes(lambda: [Machine({"CPU": 2}, {})]))
 
     async def two() -> None:
         with pytest.raises(ValueError, match="no good"):

@@ -17,11 +17,11 @@ import pytest
 from cluster import placement
 from cluster.executor import RayExecutor
 from cluster.flow import Flow, Handle
+from cluster.order import Terms
 from cluster.placement import GPU_TYPE
 from cluster.profiles import GpuPeak, Profiles, sort_of
 from cluster.session import session
 from cluster.store import Store
-from cluster.worker import Terms
 from tests.cluster.clusters import Cluster
 from tests.cluster.driving import SHORT
 from tests.cluster.sharing import TOTAL, Learn, Meet, measured, placed
@@ -74,7 +74,7 @@ def test_a_process_that_used_a_gpu_is_not_used_again(disk: Store, tmp_path: Path
 def test_a_step_that_only_waits_for_its_turn_is_not_called_unplaceable(
     disk: Store, tmp_path: Path, one_gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "SILENT", 0.1)
+    monkeypatch.setattr(placement, "SAY_AFTER", 0.1)
     driver = placed(disk, RayExecutor(one_gpu, patience=2.0), 0, terms=QUICK)
 
     async def run(flow: Flow) -> Any:
@@ -93,7 +93,7 @@ def test_a_step_that_only_waits_for_its_turn_is_not_called_unplaceable(
 def test_a_wrong_label_is_explained_and_ends_the_step_alone(
     disk: Store, one_gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "SILENT", 0.5)
+    monkeypatch.setattr(placement, "SAY_AFTER", 0.5)
     driver = placed(disk, RayExecutor(one_gpu, patience=2.0), 2.0, f"meet:{GPU_TYPE}=H100", terms=QUICK)
 
     async def run(flow: Flow) -> list[Any]:

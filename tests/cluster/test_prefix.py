@@ -12,9 +12,10 @@ import pytest
 from cluster.failures import StepFailed
 from cluster.flow import Flow
 from cluster.ledger import Ledger, Published, folder_of
+from cluster.order import Order
 from cluster.step import key_of
 from cluster.store import Store
-from cluster.worker import Order, run_step
+from cluster.worker import run_step
 from tests.cluster.driving import SHORT, Driver, ThreadExecutor
 from tests.cluster.toys import Made, Toy, Wait, note
 

@@ -14,11 +14,12 @@ from cluster.failures import StepFailed
 from cluster.flow import Flow
 from cluster.ledger import Ledger, folder_of
 from cluster.meter import CONTEXT, Cuda, Meter
+from cluster.order import Order, Outcome
 from cluster.placement import GB, GPU_TYPE, Machine, Needs, misfit, parse_rules
 from cluster.profiles import GRAIN, GpuPeak, Placing, Profile, Profiles, sort_of
 from cluster.step import key_of
 from cluster.store import Store, StoreError
-from cluster.worker import Order, Outcome, run_step
+from cluster.worker import run_step
 from tasks.training.train import Train
 from tests.cluster.driving import SHORT, ThreadExecutor
 from tests.cluster.sharing import TOTAL, FakeTorch, Learn, measured, placed

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from cluster.flow import Flow
+from cluster.order import Terms
 from cluster.store import Store, StoreError
-from cluster.worker import Terms
 from tests.cluster.conftest import BUCKET
 from tests.cluster.driving import Driver, ThreadExecutor
 from tests.cluster.toys import Wait

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from cluster import placement
 from cluster.ledger import Lease, Ledger
+from cluster.order import EVERYBODY, Order, Outcome, Terms
 from cluster.placement import Machine
 from cluster.profiles import Placing
 from cluster.store import Store, StoreError
 from cluster.watch import Watch
-from cluster.worker import EVERYBODY, Order, Outcome, Terms
 from tests.cluster.driving import Outage
 from tests.cluster.toys import Add
 
@@ -24,24 +25,26 @@ STOP = "drivers/d/stop"
 
 
 class Nodes:
-    """An executor whose attempts never say anything."""
+    """An executor whose attempts never say anything, until there is an answer."""
 
     def __init__(self, *names: str) -> None:
         self.alive = set(names)
         self.going: set[str] = set()
         self.killed: list[Any] = []
+        self.answer: Outcome | None = None
 
     def submit(self, order: Order) -> Any:
         return order.attempt
 
     async def outcome(self, running: Any) -> Outcome:
-        await asyncio.Event().wait()
-        raise AssertionError
+        while self.answer is None:
+            await asyncio.sleep(0.01)
+        return self.answer
 
     def kill(self, running: Any) -> None:
         self.killed.append(running)
 
-    def leaving(self) -> set[str]:
+    def draining(self) -> set[str]:
         return self.going
 
     def machines(self) -> list[Machine]:
@@ -55,7 +58,7 @@ class Watched:
         self.store = store
         self.nodes = Nodes(*nodes)
         self.ttl = ttl
-        self.watch = Watch(Ledger(store), self.nodes, "d", ttl, Placing(), 60.0)
+        self.watch = Watch(Ledger(store), self.nodes, "d", ttl, Placing(), placement.Nodes(self.nodes.machines), 60.0)
 
     def begin(self, attempt: str = "d-1", key: str = KEY) -> asyncio.Future[Outcome]:
         order = Order(key, Add(1), {}, self.store.url, "d", attempt, 0, Terms(ttl=self.ttl))
@@ -65,8 +68,8 @@ class Watched:
         return set((self.store.get(STOP) or b"").decode().split())
 
 
-def held(store: Store, attempt: str = "d-1", key: str = KEY, node: str = "a") -> Lease:
-    lease = Ledger(Store.open(store.url)).lease(key, attempt, about={"node": node})
+def held(store: Store, attempt: str = "d-1", key: str = KEY, over: int = 0, **about: Any) -> Lease:
+    lease = Ledger(Store.open(store.url)).lease(key, attempt, over, {"node": "a", **about})
     assert lease is not None
     return lease
 
@@ -180,6 +183,20 @@ def test_several_that_leave_at_once_are_all_asked(disk: Store, monkeypatch: pyte
     assert made.asked() == {"d-1", "d-2", "d-3"}
 
 
+def test_an_attempt_in_several_processes_leaves_when_one_of_their_nodes_does(disk: Store) -> None:
+    made = Watched(disk, "a", "b", ttl=2 * TTL)
+    lease = held(disk, beside=["b"])
+
+    async def run() -> None:
+        made.nodes.going.add("b")
+        attempt = made.begin()
+        await beaten(lease, disk, 5, until=lambda: bool(made.asked()))
+        attempt.cancel()
+
+    asyncio.run(run())
+    assert made.asked() == {"d-1"}
+
+
 # ---- at work
 
 
@@ -194,6 +211,35 @@ def test_an_end_that_a_frozen_node_keeps_to_itself_is_seen_by_the_lease(disk: St
 
     assert asyncio.run(run()).state == ended
     assert not watched.nodes.killed  # there is nothing to kill
+
+
+def test_an_attempt_that_has_just_ended_may_still_say_how(disk: Store) -> None:
+    """Its lease is given back before its answer has come through Ray, and looks may follow each other at once."""
+    made = Watched(disk, "a", ttl=2.0)
+
+    async def run() -> Outcome:
+        attempt = made.begin()
+        Ledger(disk).beat(held(disk), state="released")
+        for _ in range(5):
+            made.watch.look_again()
+            await asyncio.sleep(0.05)
+        made.nodes.answer = Outcome("failed", "user", "no good")
+        return await asyncio.wait_for(attempt, 5)
+
+    assert asyncio.run(run()).message == "no good"
+
+
+def test_an_attempt_that_was_passed_over_is_not_waited_for_whatever_becomes_of_the_other(disk: Store) -> None:
+    made = Watched(disk, "a")
+
+    async def run() -> Outcome:
+        lease = held(disk)
+        attempt = made.begin()
+        await beaten(lease, disk, TTL)
+        held(disk, "other-1", over=lease.fence)
+        return await asyncio.wait_for(attempt, 5)
+
+    assert asyncio.run(run()).state == "fenced"
 
 
 def test_a_holder_whose_beats_end_is_not_waited_for(disk: Store) -> None:
@@ -220,6 +266,7 @@ def test_an_outage_of_the_store_is_not_taken_for_the_silence_of_an_attempt(
         lease = held(disk)
         attempt = made.begin()
         await beaten(lease, disk, TTL / 2)
+        await asyncio.sleep(TTL / 2)  # the last beat has been seen, and half of the patience is over
         outage.begin(2 * TTL)
         await asyncio.sleep(2 * TTL + 0.03)  # no beat arrives either, and the next one takes a moment
         await beaten(lease, disk, TTL / 2)

@@ -14,9 +14,10 @@ import pytest
 
 from cluster.failures import BUDGET, Budget, StepFailed, cause_of
 from cluster.ledger import Ledger, folder_of
+from cluster.order import EVERYBODY, Order, Outcome, ask_to_leave
 from cluster.step import key_of
 from cluster.store import Store, StoreError
-from cluster.worker import EVERYBODY, Order, Outcome, ask_to_leave, run_step
+from cluster.worker import run_step
 from tests.cluster.driving import SHORT
 from tests.cluster.toys import Add, Count, Fail, Unwritable, Wait
 

@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.order import Order, Outcome
 from cluster.placement import Machine
 from cluster.runs import Run, write_plan
 from cluster.store import Store
-from cluster.worker import Order, Outcome, run_step
-from workflows.command.launch import Options, _Driver, plan_of, run_id_of
+from cluster.worker import run_step
+from workflows.command.driver import Driver
+from workflows.command.launch import plan_of, run_id_of
+from workflows.command.options import Options
 from workflows.command.recipe import Recipe, load_recipe
 
 SMALL: dict[str, Any] = {
@@ -50,7 +53,7 @@ class Inline:
         outcome: Outcome = await running
         return outcome
 
-    def leaving(self) -> frozenset[str]:
+    def draining(self) -> frozenset[str]:
         return frozenset()
 
     def machines(self) -> tuple[Machine, ...]:
@@ -88,7 +91,7 @@ def record_run(store: Store, recipe: Recipe) -> Run:
 def drive(store: Store, recipe: Recipe, out: Path) -> tuple[Run, int]:
     """Runs a recipe to its end in this process."""
     run = record_run(store, recipe)
-    driver = _Driver(recipe, store, Inline(), Options(store.url, out), run)
+    driver = Driver(recipe, store, Inline(), Options(store.url, out), run)
     return run, asyncio.run(driver.drive())
 
 
