@@ -15,12 +15,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.ledger import Damaged, Ledger, folder_of
-from cluster.runs import Run, named_steps
+from cluster.ledger import Damaged, Lease, Ledger, folder_of
+from cluster.runs import Run, log_of, named_steps
+from cluster.standing import LINGER, MAY_LIVE, drivers_of, holder
 from cluster.store import Entry, Store
 
-HOUR = 3600.0
-WEEK = 7 * 24 * HOUR
+WEEK = 7 * 24 * 3600.0
 STEP = re.compile(r"steps/[0-9a-f]{2}/(?P<key>[0-9a-f]{64})/(?P<name>.+)")
 ATTEMPT_FILE = re.compile(r"\d{4,}/.+")
 LEASE_FILE = re.compile(r"lease-(?P<fence>\d{4,})\.json")
@@ -86,7 +86,7 @@ class Collected:
         return "\n".join(lines)
 
 
-def collect(store: Store, forget: Sequence[str] = (), remove: bool = False, grace: float = HOUR) -> Collected:
+def collect(store: Store, forget: Sequence[str] = (), remove: bool = False, grace: float = LINGER) -> Collected:
     """Finds garbage and, if asked to, removes it.
 
     Leases stay with their steps: they are small, and tell `explain` of the attempts.
@@ -95,10 +95,11 @@ def collect(store: Store, forget: Sequence[str] = (), remove: bool = False, grac
         store: to clean.
         forget: runs, or beginnings of their ids, that are dropped first.
         remove: whether to remove; otherwise nothing changes.
-        grace: seconds for which nothing that no run names is judged, and after which a silent lease is dead.
+        grace: seconds for which nothing that no run names is judged, and after which a silent driver or holder of a
+            lease is dead.
 
     Raises:
-        ValueError: there is no such run, or it is at work.
+        ValueError: there is no such run to forget, or it may be at work.
     """
     return _Collector(store, forget, remove, grace).collect()
 
@@ -166,8 +167,14 @@ class _Collector:
         return inputs.values()
 
     def _require_idle(self, run_id: str) -> None:
-        for key in named_steps(self._store, run_id):
-            if self._is_at_work(key):
+        log = list(log_of(self._store, run_id))
+        for driver in drivers_of(self._store, run_id, log):
+            if driver.state(self._now, self._grace) in MAY_LIVE:
+                where = f" on {driver.owner.machine}" if driver.owner else ""
+                wrote = f"its driver{where} wrote {driver.silent(self._now):.0f} s ago"
+                raise ValueError(f"run {run_id} is at work: {wrote}; stop it first")
+        for key in named_steps(self._store, run_id, (event for chunk in log for event in chunk.events)):
+            if self._is_at_work(self._ledger.current_lease(key)):
                 raise ValueError(f"run {run_id} is at work on step {key[:12]}; stop it first")
 
     def _forget(self) -> Garbage:
@@ -184,16 +191,15 @@ class _Collector:
         """Whether nobody works on a step, and it is not so young that a run may be about to name it."""
         if key not in self._let_go and any(self._now - entry.modified < self._grace for entry in self._steps[key]):
             return False
-        return not self._is_at_work(key)
+        return not self._is_at_work(self._ledger.current_lease(key))
 
-    def _is_at_work(self, key: str) -> bool:
-        lease = self._ledger.current_lease(key)
-        return lease is not None and self._ledger.is_live(lease, self._now, self._grace)
+    def _is_at_work(self, lease: Lease | None) -> bool:
+        return lease is not None and holder(self._ledger, lease, self._now, self._grace)[0] in MAY_LIVE
 
     def _remove_step(self, key: str) -> bool:
         """Removes a step under its own lease, so that no worker is computing it; says whether that could be had."""
         newest = self._ledger.current_lease(key)
-        if newest is not None and self._ledger.is_live(newest, self._now, self._grace):
+        if self._is_at_work(newest):
             return False
         lease = self._ledger.lease(key, f"collect-{secrets.token_hex(6)}", over=newest.fence if newest else 0)
         if lease is None:
@@ -216,7 +222,7 @@ class _Collector:
         }
         for key in self._steps.keys() & named:
             left = self._left(key)
-            if any(left.values()) and not self._is_at_work(key):
+            if any(left.values()) and not self._is_at_work(self._ledger.current_lease(key)):
                 for sort, entries in left.items():
                     kinds[sort].add(entries)
         yield from kinds.values()

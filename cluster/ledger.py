@@ -14,14 +14,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.cache import Cache
 from cluster.owner import Owner
 from cluster.store import Store, StoreError
 
 PREFIX = re.compile(r"[0-9a-f]{4,64}")
-"""A step's key, or so much of its beginning that it says something."""
+"""A step's key, or enough of its beginning to look it up by."""
 
 
 CHECKPOINT = "checkpoint"
@@ -101,6 +101,20 @@ class Published:
             self.stored(name)
 
 
+class Progress(NamedTuple):
+    """How far a running step has come."""
+
+    done: int = 0
+    total: int = 0
+    """0 before anything is known."""
+    note: str = ""
+
+    @property
+    def part(self) -> float:
+        """What is done, from 0 to 1."""
+        return self.done / self.total if self.total else 0.0
+
+
 @dataclass
 class Lease:
     """The right to compute a step, for as long as its beats are seen and no newer fence exists."""
@@ -108,6 +122,17 @@ class Lease:
     key: str
     fence: int
     record: dict[str, Any]
+
+    @property
+    def owner(self) -> Owner | None:
+        """The process that took it; None where its record was torn."""
+        owner = self.record["owner"]
+        return None if owner is None else Owner.from_json(owner)
+
+    @property
+    def progress(self) -> Progress:
+        """How far its holder has come, by its last beat."""
+        return Progress(*self.record.get("progress", ()))
 
 
 class Ledger:
@@ -212,19 +237,6 @@ class Ledger:
         lease.record.update(news, beat=lease.record["beat"] + 1)
         self.store.put(_lease_path(lease.key, lease.fence), _json(lease.record))
 
-    def is_live(self, lease: Lease, now: float, silence: float) -> bool:
-        """Whether its holder seems to be at work, judged from outside and at one look.
-
-        Args:
-            lease: as it was read.
-            now: the time by the store's clock.
-            silence: seconds without a beat after which a holder is taken for dead, wherever it is.
-        """
-        if is_free(lease):
-            return False
-        beat = self.beaten(lease)
-        return beat is not None and now - beat < silence
-
     def beaten(self, lease: Lease) -> float | None:
         """When its holder wrote last, in seconds since the epoch by the store's clock; None if it never did."""
         beat = self.store.look(_lease_path(lease.key, lease.fence))
@@ -308,6 +320,7 @@ class Ledger:
         Returns:
             the folder that now holds the manifest and the damaged file; None if another has done so already.
         """
+        manifest = self.store.get(_manifest_path(damaged.key))
         published, found = self._look_again(damaged)
         for pause in LOOKS:
             if found is not None and found.reason == MISSING:
@@ -319,6 +332,8 @@ class Ledger:
         aside = f"set-aside/{found.key}/{stamp}"
         if published is not None:
             self.store.move(published.manifest["files"][found.name]["path"], f"{aside}/{found.name}")
+        if self.store.get(_manifest_path(found.key)) != manifest:  # meanwhile another set it aside and published anew
+            return None
         self.store.move(_manifest_path(found.key), f"{aside}/manifest.json")
         return aside
 

@@ -1,23 +1,32 @@
-"""How runs stand right now, by their events and the leases of their steps: no Ray, and nothing that is read twice."""
+"""How runs stand right now, by their events and the leases of their steps: no Ray, and a look reads what is new."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cluster.ledger import Lease, Ledger, is_free
-from cluster.owner import Owner
-from cluster.standing import DriverNow, DriverState, NodeNow, Running, RunNow, StepNow, Trouble, host_of
+from cluster.ledger import Lease, Ledger
+from cluster.runs import beats_of, driver_of, later_entries, next_path, read_chunk
+from cluster.standing import (
+    LINGER,
+    MAY_LIVE,
+    DriverNow,
+    NodeNow,
+    Running,
+    RunNow,
+    StepNow,
+    Trouble,
+    holder,
+    main_driver,
+)
 from cluster.store import Entry, Store
 
 WINDOW = 300.0
 """The seconds that throughput is counted over."""
-LINGER = 3600.0
-"""Seconds for which a run without an end is shown after the last news of its driver."""
 PAST = 24 * 3600.0
 """Seconds without news after which a run that was not shown is not looked into again."""
 SEARCH_SECONDS, IDLE_SECONDS = 30.0, 5.0
@@ -67,34 +76,34 @@ class Overview:
     def _search(self, now: float) -> None:
         """Finds the runs that are at work and not shown yet."""
         others = [run_id for run_id in self._store.folders("runs") if run_id not in {*self._readers, *self._past}]
-        for run_id, beats in zip(others, self._pool.map(self._beats, others), strict=True):
-            silent = now - max(beats.values(), default=0.0)
+        for run_id, (planned, beats) in zip(others, self._pool.map(self._signs, others), strict=True):
+            silent = now - max([planned, *beats.values()])
             if silent > PAST:
                 self._past.add(run_id)
-            elif silent < LINGER and self._is_at_work(run_id, beats, now):
+            elif silent < LINGER and self._goes_on(run_id, beats, now):
                 self._readers[run_id] = _Reader(self._store, run_id, self._pool)
 
-    def _beats(self, run_id: str) -> dict[str, float]:
-        """When the drivers of a run beat last, and, under no name, when it was planned: one that began just now."""
+    def _signs(self, run_id: str) -> tuple[float, dict[str, float]]:
+        """When a run was planned, for one that began just now has no more to show, and when its drivers beat last."""
         plan = self._store.look(f"runs/{run_id}/plan.json")
-        return {"": plan.modified if plan else 0.0, **_beats(self._store, run_id)}
+        return plan.modified if plan else 0.0, beats_of(self._store, run_id)
 
-    def _is_at_work(self, run_id: str, beats: Mapping[str, float], now: float) -> bool:
+    def _goes_on(self, run_id: str, beats: Mapping[str, float], now: float) -> bool:
         """Whether a driver of a run wrote not long ago, and no end."""
         last = self._ended.setdefault(run_id, {})
-        for entry in sorted(_logs(self._store, run_id, last, beats), key=_path):
-            last[_driver_of(entry.path)] = entry
+        for entry in later_entries(self._store, run_id, last, beats):
+            last[driver_of(entry)] = entry
         return any(
-            now - max(entry.modified, beats.get(driver, 0.0)) < LINGER and self._goes_on(entry.path)
+            now - max(entry.modified, beats.get(driver, 0.0)) < LINGER and self._is_open(entry)
             for driver, entry in last.items()
         )
 
-    def _goes_on(self, path: str) -> bool:
-        if path not in self._open:
-            lines = (self._store.get(path) or b"").splitlines()
-            end = json.loads(lines[-1]) if lines else {}
-            self._open[path] = not (end.get("event") == "run" and end.get("state") == "ended")
-        return self._open[path]
+    def _is_open(self, entry: Entry) -> bool:
+        """Whether a log goes on after one of its objects."""
+        if entry.path not in self._open:
+            events = read_chunk(self._store, entry).events
+            self._open[entry.path] = not (events and events[-1]["event"] == "run" and events[-1]["state"] == "ended")
+        return self._open[entry.path]
 
 
 class _Reader:
@@ -121,12 +130,12 @@ class _Reader:
         plan = self._store.look(f"runs/{self._id}/plan.json")
         if plan is not None and plan.modified != self._plan:
             self._read_plan(plan)
-        beats = _beats(self._store, self._id)
-        fresh = sorted(_logs(self._store, self._id, self._read, beats), key=_path)
+        beats = beats_of(self._store, self._id)
+        fresh = later_entries(self._store, self._id, self._read, beats)
         known = {entry.path for entry in fresh}
         for following in self._pool.map(self._following, list(self._read.values())):
             fresh += [entry for entry in following if entry.path not in known]
-        for name, beat in (*beats.items(), *((_driver_of(entry.path), entry.modified) for entry in fresh)):
+        for name, beat in (*beats.items(), *((driver_of(entry), entry.modified) for entry in fresh)):
             self._driver(name).news = max(self._driver(name).news, beat)
         self._read_events(fresh)
         return self._standing(now)
@@ -134,9 +143,9 @@ class _Reader:
     def _following(self, last: Entry) -> list[Entry]:
         """What a driver wrote after an object, if it has not ended: beside one that began later, a listing lacks it."""
         found: list[Entry] = []
-        if self._drivers[_driver_of(last.path)].ended or last.path == max(self._read.values(), key=_path).path:
+        if self._drivers[driver_of(last)].ended or last.path == max(entry.path for entry in self._read.values()):
             return found
-        while (entry := self._store.look(_next((found or [last])[-1].path))) is not None:
+        while (entry := self._store.look(next_path((found or [last])[-1]))) is not None:
             found.append(entry)
         return found
 
@@ -153,27 +162,25 @@ class _Reader:
 
     def _read_events(self, fresh: Sequence[Entry]) -> None:
         """Takes events in by the store's clock: those of several drivers have several."""
-        read = list(self._pool.map(self._store.get, [entry.path for entry in fresh]))
-        events = []
-        for entry, data in zip(fresh, read, strict=True):
-            driver, lines = _driver_of(entry.path), [json.loads(line) for line in (data or b"").splitlines()]
-            events += [(entry.modified + line["time"] - lines[-1]["time"], driver, line) for line in lines]
-            self._read[driver] = entry
+        chunks = list(self._pool.map(lambda entry: read_chunk(self._store, entry), fresh))
+        self._read.update((driver_of(entry), entry) for entry in fresh)
+        events = [
+            (chunk.written + event["time"] - chunk.events[-1]["time"], chunk.driver, event)
+            for chunk in chunks
+            for event in chunk.events
+        ]
         for when, driver, event in sorted(events, key=lambda event: event[0]):
             if event["event"] == "step":
                 self._hear_of_step(when, driver, event)
             elif event["event"] == "run":
-                self._hear_of_driver(when, self._driver(driver), event)
-
-    def _hear_of_driver(self, when: float, driver: DriverNow, event: Mapping[str, Any]) -> None:
-        driver.ended = event["state"] == "ended"
-        if not driver.ended:
-            self._began = max(self._began, when)
-            driver.owner = Owner.from_json(event["owner"]) if "owner" in event else None
-            driver.cpus, driver.gpus = event.get("cpus", 0.0), event.get("gpus", 0.0)
+                self._driver(driver).hear(event)
+                if event["state"] == "started":
+                    self._began = max(self._began, when)
 
     def _hear_of_step(self, when: float, driver: str, event: Mapping[str, Any]) -> None:
         step = self._steps.setdefault(event["key"], StepNow(event["key"], event["kind"], event["at"]))
+        if event["state"] == "held-up":  # the store did not answer: where the step stands is what was said before
+            return
         step.state, step.driver = event["state"], driver
         step.cause, step.message = event.get("cause", ""), event.get("message", "")
         if step.state == "published":
@@ -191,7 +198,7 @@ class _Reader:
         under_way = [
             step
             for step in self._steps.values()
-            if step.state == "waiting" or (step.state in UNDER_WAY and states[step.driver] in ("at work", "silent"))
+            if step.state == "waiting" or (step.state in UNDER_WAY and states[step.driver] in MAY_LIVE)
         ]
         running = [step for step in self._pool.map(lambda step: self._running(step, now), under_way) if step]
         begun = {step.key for step in running}
@@ -202,12 +209,12 @@ class _Reader:
             if step.state == "failed":
                 self._troubles[step.cause].failed += 1
         per_minute, sample_steps = self._throughput(now)
-        driver = self._main_driver(states)
+        driver = main_driver(self._drivers.values(), now)
         return RunNow(
             id=self._id,
             driver=driver,
             driver_state=states[driver.id] if driver else None,
-            driver_silent=max(0.0, now - driver.news) if driver else 0.0,
+            driver_silent=driver.silent(now) if driver else 0.0,
             steps=self._steps,
             running=sorted(running, key=lambda step: (step.host, step.node, step.kind, step.key)),
             nodes=self._nodes_now(running, now),
@@ -222,22 +229,14 @@ class _Reader:
             typical={kind: seconds / count for kind, (seconds, count) in self._took.items()},
         )
 
-    def _main_driver(self, states: Mapping[str, DriverState]) -> DriverNow | None:
-        """The newest driver of those that are in the best state."""
-        rank = {"at work": 3, "silent": 2, "gone": 1, "ended": 1}
-        ranked = sorted(self._drivers.values(), key=lambda driver: (rank[states[driver.id]], driver.news))
-        return ranked[-1] if ranked else None
-
     def _running(self, step: StepNow, now: float) -> Running | None:
         """The holder of a step's lease, if there is one; a read or two."""
         lease = self._ledger.current_lease(step.key, step.fence)
         if lease is None:
             return None
         step.fence = lease.fence
-        if is_free(lease):
-            return None
-        beat = self._ledger.beaten(lease)
-        return _seen(step, lease, max(0.0, now - beat) if beat is not None else 0.0)
+        state, silent = holder(self._ledger, lease, now)
+        return _seen(step, lease, silent) if state in MAY_LIVE else None
 
     def _throughput(self, now: float) -> tuple[float, float]:
         """Steps a minute and sample-steps a second over the window, or since the driver began in it."""
@@ -265,7 +264,6 @@ class _Reader:
 
 def _seen(step: StepNow, lease: Lease, silent: float) -> Running:
     record = lease.record
-    done, total, note = record.get("progress", (0, 0, ""))
     return Running(
         key=step.key,
         kind=step.kind,
@@ -273,44 +271,8 @@ def _seen(step: StepNow, lease: Lease, silent: float) -> Running:
         attempt=lease.fence,
         node=record.get("node", ""),
         beside=record.get("beside", ()),
-        host=host_of(Owner.from_json(record["owner"])),
-        progress=(done, total, note),
+        host=lease.owner.machine if lease.owner else "",
+        progress=lease.progress,
         seconds=round(max(0.0, time.time() - record["began"]), 1) if "began" in record else None,
         silent=round(silent, 1),
     )
-
-
-def _beats(store: Store, run_id: str) -> dict[str, float]:
-    """When each driver of a run beat last, by the store's clock: `beats/DRIVER.json`."""
-    entries = store.entries(f"runs/{run_id}/beats")
-    return {entry.path.rpartition("/")[2].partition(".")[0]: entry.modified for entry in entries}
-
-
-def _logs(store: Store, run_id: str, last: Mapping[str, Entry], drivers: Collection[str]) -> list[Entry]:
-    """The objects of a run's logs that sort after all that are known, and all of drivers that nothing is known of.
-
-    Args:
-        store: with the run.
-        run_id: the run.
-        last: the newest object that is known, by driver.
-        drivers: those that are seen at work: the log of one whose clock is late sorts before others.
-    """
-    newest = max((entry.path for entry in last.values()), default="")
-    after = newest if all(driver in last for driver in drivers if driver) else ""
-    found = store.entries(f"runs/{run_id}/events", after)
-    return [entry for entry in found if (known := last.get(_driver_of(entry.path))) is None or entry.path > known.path]
-
-
-def _path(entry: Entry) -> str:
-    return entry.path
-
-
-def _driver_of(path: str) -> str:
-    """The driver that wrote an object of a log: `events/TIME-DRIVER-NUMBER.jsonl`."""
-    return path.rpartition("/")[2].split("-")[1]
-
-
-def _next(path: str) -> str:
-    """The object that a log goes on with."""
-    log, _, number = path.removesuffix(".jsonl").rpartition("-")
-    return f"{log}-{int(number) + 1:06d}.jsonl"

@@ -37,6 +37,11 @@ class Owner:
         """A record for the store."""
         return asdict(self)
 
+    @property
+    def machine(self) -> str:
+        """The name of the machine that it runs on, for people."""
+        return self.host.split("/")[0]
+
     def is_gone(self) -> bool:
         """Whether this process certainly no longer runs; False when it cannot be told from here."""
         if self.host != _this_host():

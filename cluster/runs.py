@@ -6,12 +6,12 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.ledger import Damaged, Ledger, Published
-from cluster.store import Store, StoreError
+from cluster.store import Entry, Store, StoreError
 
 FLUSH_SECONDS = 1.0
 BEAT_SECONDS = 5.0
@@ -52,12 +52,12 @@ class Run:
             raise ValueError(
                 f"{'several runs start' if found else 'no run starts'} with '{run_id}'; runs here: {names}"
             )
-        return cls(found[0], json.loads(store.get(f"runs/{found[0]}/run.json") or b"{}"))
+        return cls(found[0], _record_of(store, found[0]))
 
 
 def all_runs(store: Store) -> list[Run]:
     """Every run of a store, oldest first."""
-    runs = [Run.load(store, run_id) for run_id in store.folders("runs")]
+    runs = [Run(run_id, _record_of(store, run_id)) for run_id in store.folders("runs")]
     return sorted(runs, key=lambda run: (run.record.get("created", 0), run.id))
 
 
@@ -71,7 +71,7 @@ class EventLog:
     def __init__(self, store: Store, run_id: str, driver: str) -> None:
         self._store = store
         self._prefix = f"{_events(run_id)}/{time.time_ns():020d}-{driver}"
-        self._beat = f"runs/{run_id}/beats/{driver}.json"
+        self._beat = f"{_beats(run_id)}/{driver}"
         self._waiting: list[dict[str, Any]] = []
         self._lock = threading.Lock()
         self._chunks = 0
@@ -100,7 +100,7 @@ class EventLog:
             try:
                 self._flush()
                 if time.monotonic() >= due:
-                    self._store.put(self._beat, json.dumps({"time": round(time.time(), 3)}).encode())
+                    self._store.put(self._beat, b"")  # when it was written says all
                     due = time.monotonic() + BEAT_SECONDS
             except StoreError:  # kept for the next try
                 continue
@@ -117,11 +117,63 @@ class EventLog:
             del self._waiting[: len(taken)]
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """One object of a log: what a driver wrote at once."""
+
+    driver: str
+    written: float
+    """In seconds since the epoch by the store's clock; the times of its events are by the driver's."""
+    events: list[dict[str, Any]]
+
+
+def log_of(store: Store, run_id: str) -> Iterator[Chunk]:
+    """The log of a run, read from its beginning, in the order of each of its drivers."""
+    for entry in sorted(store.entries(_events(run_id)), key=lambda entry: entry.path):
+        yield read_chunk(store, entry)
+
+
 def events_of(store: Store, run_id: str) -> Iterator[dict[str, Any]]:
     """The events of a run, in the order of each of its drivers."""
-    for path in sorted(store.paths(_events(run_id))):
-        for line in (store.get(path) or b"").splitlines():
-            yield json.loads(line)
+    return (event for chunk in log_of(store, run_id) for event in chunk.events)
+
+
+def read_chunk(store: Store, entry: Entry) -> Chunk:
+    """What an object of a log holds."""
+    lines = (store.get(entry.path) or b"").splitlines()
+    return Chunk(driver_of(entry), entry.modified, [json.loads(line) for line in lines])
+
+
+def driver_of(entry: Entry) -> str:
+    """The driver that wrote an object of a log, by the name that `EventLog` gave it: `TIME-DRIVER-NUMBER.jsonl`."""
+    return entry.path.rpartition("/")[2].split("-")[1]
+
+
+def next_path(entry: Entry) -> str:
+    """The object that a driver's log goes on with after this one."""
+    log, _, number = entry.path.removesuffix(".jsonl").rpartition("-")
+    return f"{log}-{int(number) + 1:06d}.jsonl"
+
+
+def later_entries(store: Store, run_id: str, last: Mapping[str, Entry], drivers: Collection[str]) -> list[Entry]:
+    """The objects of a run's log that sort after all that are known, and all of drivers that nothing is known of.
+
+    Args:
+        store: with the run.
+        run_id: the run.
+        last: the newest object that is known, by driver.
+        drivers: those that are seen at work: the log of one whose clock is late sorts before others.
+    """
+    newest = max((entry.path for entry in last.values()), default="")
+    after = newest if all(driver in last for driver in drivers) else ""
+    found = store.entries(_events(run_id), after)
+    fresh = (entry for entry in found if (known := last.get(driver_of(entry))) is None or entry.path > known.path)
+    return sorted(fresh, key=lambda entry: entry.path)
+
+
+def beats_of(store: Store, run_id: str) -> dict[str, float]:
+    """When each driver of a run beat last, by the store's clock; one that began within seconds has not yet."""
+    return {entry.path.rpartition("/")[2]: entry.modified for entry in store.entries(_beats(run_id))}
 
 
 @dataclass(frozen=True)
@@ -179,5 +231,14 @@ def finished_steps(store: Store, run_id: str) -> list[Finished]:
     return finished
 
 
+def _record_of(store: Store, run_id: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(store.get(f"runs/{run_id}/run.json") or b"{}")
+    return record
+
+
 def _events(run_id: str) -> str:
     return f"runs/{run_id}/events"
+
+
+def _beats(run_id: str) -> str:
+    return f"runs/{run_id}/beats"

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from cluster.collect import HOUR, WEEK, collect
+from cluster.collect import WEEK, collect
 from cluster.ledger import Ledger, folder_of
-from cluster.runs import Run, write_plan
+from cluster.owner import Owner
+from cluster.runs import EventLog, Run, write_plan
 from cluster.store import Store
 
+HOUR = 3600.0
 OLD = 0.0
 """A grace of nothing: whatever is there is old enough to be judged."""
 
@@ -124,15 +126,34 @@ def test_a_run_at_work_cannot_be_forgotten(disk: Store) -> None:
     assert not list(disk.paths("steps"))
 
 
-@pytest.mark.parametrize(("silent", "stays"), [(HOUR / 2, True), (2 * HOUR, False)])
-def test_a_holder_elsewhere_is_dead_only_after_an_hour_of_silence(disk: Store, silent: float, stays: bool) -> None:
+def test_a_run_whose_driver_lives_cannot_be_forgotten_though_all_its_steps_are_queued(disk: Store) -> None:
+    name(disk, "first", 1)
+    log = EventLog(disk, "first", "d1")
+    log.write("run", state="started", driver="d1", owner=Owner.me().to_json())
+    log._flush()
+    before = objects(disk)
+    with pytest.raises(ValueError, match=r"run first is at work: its driver on \S+ wrote \d+ s ago; stop it first"):
+        collect(disk, ["first"], remove=True)
+    assert objects(disk) == before
+    log.write("run", state="ended", driver="d1", code=0)
+    log.close()
+    collect(disk, ["first"], remove=True)
+    assert not disk.folders("runs")
+
+
+@pytest.mark.parametrize(
+    ("silent", "grace", "stays"), [(HOUR / 2, HOUR, True), (2 * HOUR, HOUR, False), (HOUR / 2, HOUR / 4, False)]
+)
+def test_a_holder_elsewhere_is_dead_only_after_a_grace_of_silence(
+    disk: Store, silent: float, grace: float, stays: bool
+) -> None:
     lease = Ledger(disk).lease(key(1), "attempt")
     assert lease is not None
     lease.record["owner"]["host"] = "another/machine"
     Ledger(disk).save_checkpoint(lease, b"state")
     Ledger(disk).beat(lease)
     age(disk, "steps", silent)
-    collect(disk, remove=True)
+    collect(disk, remove=True, grace=grace)
     assert bool(list(disk.paths("steps"))) is stays
 
 

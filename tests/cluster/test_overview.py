@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster import overview, runs
-from cluster.ledger import Lease, Ledger
-from cluster.overview import LINGER, PAST, Overview
+from cluster.overview import PAST, Overview
 from cluster.owner import Owner
-from cluster.runs import EventLog, Run, write_plan
-from cluster.standing import SILENCE, RunNow
+from cluster.runs import write_plan
+from cluster.standing import LINGER, SILENCE, RunNow
 from cluster.store import Store, StoreError
+from tests.cluster.scenes import ELSEWHERE, GONE, Scene, age
 
 HOUR = 3600.0
-
-
-class Scene:
-    """A run, written as a driver and its workers write it."""
-
-    def __init__(self, store: Store, run_id: str = "run-1", driver: str = "d1", owner: Mapping[str, Any] | None = None):
-        self.store, self.ledger, self.run_id, self.driver = store, Ledger(store), run_id, driver
-        Run.open(store, run_id, {"name": run_id})
-        write_plan(store, run_id, [])
-        self.log = EventLog(store, run_id, driver)
-        self.log.write("run", state="started", driver=driver, owner=dict(owner or Owner.me().to_json()), cpus=4, gpus=0)
-
-    def tell(self, state: str, key: str, **news: Any) -> None:
-        self.log.write("step", state=state, key=key, kind="train", at={"level": 1}, **news)
-
-    def hold(self, key: str, node: str = "aa11", **beat: Any) -> Lease:
-        """A worker takes the lease on a step."""
-        self.tell("started", key)
-        lease = self.ledger.lease(key, f"{self.driver}-{key}", over=99, about={"node": node, "began": time.time() - 5})
-        assert lease is not None
-        if beat:
-            self.ledger.beat(lease, **beat)
-        return lease
-
-    def flush(self) -> None:
-        self.log._flush()
-
-    def end(self) -> None:
-        self.log.write("run", state="ended", driver=self.driver, code=0)
-        self.log.close()
 
 
 @pytest.fixture(autouse=True)
@@ -69,13 +36,6 @@ def look(store: Store, run_id: str = "") -> RunNow:
     return seen
 
 
-def age(store: Store, below: str, seconds: float, of: str = "") -> None:
-    """Lets objects with this in their name be as old as if written so long ago."""
-    then = time.time() - seconds
-    for path in (path for path in store.paths(below) if of in path):
-        os.utime(Path(store.url) / path, (then, then))
-
-
 def test_running_steps_are_shown_with_node_attempt_and_progress(scene: Scene) -> None:
     scene.hold("b" * 64, node="bb22", progress=(3, 10, "epoch 3"))
     scene.ledger.beat(scene.hold("a" * 64), state="released")
@@ -92,7 +52,7 @@ def test_running_steps_are_shown_with_node_attempt_and_progress(scene: Scene) ->
     assert (now.queued, now.done, now.driver_state) == (2, 0, "at work")
     assert now.driver is not None
     assert now.driver.cpus == 4
-    assert first.host == Owner.me().host.split("/")[0]
+    assert first.host == Owner.me().machine
 
 
 def test_a_step_on_several_nodes_runs_on_each_of_them(scene: Scene) -> None:
@@ -165,7 +125,7 @@ def test_of_two_drivers_at_once_the_earlier_and_one_whose_clock_is_late_are_hear
     late = Scene(scene.store, driver="d3")
     late.tell("published", "e" * 64, seconds=1.0)
     late.flush()
-    scene.store.put(f"runs/{scene.run_id}/beats/d3.json", b"{}")
+    late.beat()
     assert watching.look()[0].done == 5
     late.tell("published", "f" * 64, seconds=1.0)
     late.flush()
@@ -233,21 +193,20 @@ def test_a_run_that_is_resumed_is_seen_at_the_next_search(disk: Store, monkeypat
 
 
 def test_a_driver_without_news_is_called_silent_and_a_dead_one_gone(disk: Store) -> None:
-    elsewhere = {"host": "otherhost/boot/pid", "pid": 1, "started": 0.0}
-    Scene(disk, owner=elsewhere).flush()
+    Scene(disk, owner=ELSEWHERE).flush()
     assert look(disk).driver_state == "at work"
     age(disk, "runs/run-1", SILENCE + 5)
     silent = look(disk)
     assert silent.driver_state == "silent"
     assert silent.driver_silent == pytest.approx(SILENCE + 5, abs=2)
-    Scene(disk, "run-2", "d2", {**Owner.me().to_json(), "started": 1.0}).flush()
+    Scene(disk, "run-2", "d2", GONE).flush()
     assert look(disk, "run-2").driver_state == "gone"
 
 
 def test_a_driver_shows_that_it_lives_while_nothing_happens(disk: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "BEAT_SECONDS", 0.2)
     monkeypatch.setattr(runs, "FLUSH_SECONDS", 0.1)
-    scene = Scene(disk, owner={"host": "otherhost/boot/pid", "pid": 1, "started": 0.0})
+    scene = Scene(disk, owner=ELSEWHERE)
     scene.flush()
     age(disk, "runs/run-1", SILENCE + 5)
     until = time.monotonic() + 5
@@ -327,6 +286,14 @@ def test_what_a_store_refused_to_give_is_read_at_the_next_look(scene: Scene, mon
     assert watching.look()[0].done == 4
 
 
+def test_a_step_whose_worker_is_dead_is_not_running_though_its_driver_lives(scene: Scene) -> None:
+    scene.owner = GONE
+    scene.hold("a" * 64)
+    scene.flush()
+    now = look(scene.store)
+    assert (now.driver_state, now.running, now.queued) == ("at work", [], 1)
+
+
 def test_a_steps_own_silence_is_told(scene: Scene) -> None:
     scene.hold("a" * 64, progress=(1, 2, ""))
     scene.flush()
@@ -334,6 +301,17 @@ def test_a_steps_own_silence_is_told(scene: Scene) -> None:
     now = look(scene.store)
     assert now.running[0].silent == pytest.approx(40, abs=2)
     assert now.nodes[0].silent == pytest.approx(40, abs=2)
+
+
+def test_that_the_store_did_not_answer_says_nothing_of_where_a_step_stands(scene: Scene) -> None:
+    for state, key in (("started", "a"), ("waiting", "b"), ("published", "c")):
+        scene.tell(state, key * 64)
+        scene.tell("held-up", key * 64, message="no answer")
+    scene.tell("held-up", "d" * 64, message="no answer")
+    scene.flush()
+    now = look(scene.store)
+    assert [now.steps[key * 64].state for key in "abcd"] == ["started", "waiting", "published", "planned"]
+    assert (now.queued, now.done) == (1, 1)
 
 
 def test_steps_of_the_plan_are_known_before_they_start(scene: Scene) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import cluster.runs
-from cluster.runs import EventLog, Run, all_runs, events_of, finished_steps, named_steps, write_plan
+from cluster.runs import EventLog, Run, all_runs, beats_of, events_of, finished_steps, named_steps, write_plan
 from cluster.store import Store, StoreError
 from tests.cluster.driving import Driver, ThreadExecutor
 from tests.cluster.toys import Add
@@ -138,6 +138,16 @@ def test_a_slow_store_does_not_hold_up_the_writer(disk: Store, monkeypatch: pyte
     assert time.monotonic() - began < 0.2
     log.close()
     assert numbers(disk) == list(range(1000))
+
+
+def test_a_driver_beats_on_every_kind_of_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.runs, "BEAT_SECONDS", 0.05)
+    log = EventLog(store, "run", "driver")
+    until(lambda: bool(beats_of(store, "run")))
+    first = beats_of(store, "run")["driver"]
+    until(lambda: beats_of(store, "run")["driver"] > first)
+    log.close()
+    assert beats_of(store, "run").keys() == {"driver"}
 
 
 def test_what_a_killed_driver_wrote_stays_readable(disk: Store) -> None:

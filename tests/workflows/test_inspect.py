@@ -11,7 +11,9 @@ from rich.console import Console
 
 from cluster.ledger import Ledger, folder_of
 from cluster.runs import EventLog, Run, named_steps, write_plan
+from cluster.standing import LINGER
 from cluster.store import Store
+from tests.cluster.scenes import age
 from tests.workflows.conftest import record_run, write_recipe
 from workflows.command.inspect import (
     LISTED,
@@ -131,9 +133,7 @@ def test_a_run_whose_driver_wrote_a_moment_ago_is_running_until_it_says_that_it_
     record_run(disk, small(tmp_path))
     events(disk, {"event": "run", "state": "started", "driver": "a"})
     assert runs_records(disk)[0]["state"] == "running"
-    (path,) = disk.paths(f"runs/{only_run(disk)}/events")
-    long_ago = {**json.loads(disk.get(path) or b""), "time": 0.0}
-    disk.put(path, json.dumps(long_ago).encode() + b"\n")  # and then it was killed
+    age(disk, "runs", LINGER + 60)  # and then its machine was lost
     assert runs_records(disk)[0]["state"] == "stopped"
     events(disk, {"event": "run", "state": "ended", "driver": "a", "code": 130})
     assert runs_records(disk)[0]["state"] == "stopped"
@@ -146,7 +146,8 @@ def test_a_failed_step_is_shown_with_its_cause_its_log_and_the_command_that_reru
     key, run_id = key_of_kind(disk, "train"), only_run(disk)
     failure = {"cause": "user", "message": "loss is NaN [at step 3]", "log": f"{folder_of(key)}/failure-a.txt"}
     step = {"event": "step", "key": key, "kind": "train", "at": {"replicate": 0, "level": 0}}
-    events(disk, {**step, "state": "started"}, {**step, "state": "failed", **failure})
+    end = {"event": "run", "state": "ended", "driver": "a", "code": 1}
+    events(disk, {**step, "state": "started"}, {**step, "state": "failed", **failure}, end)
     record = run_record(disk, run_id)
     assert (record["state"], record["steps_failed"]) == ("failed", 1)
     (told,) = record["failures"]

@@ -120,6 +120,26 @@ def test_a_pipe_gets_a_line_for_each_result_and_each_trouble(pipe: Screen, finis
     assert lines[2] == f"failed: {second} (user)"  # why is told at the end
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_that_another_driver_is_at_work_on_a_step_is_told_once_and_an_outage_of_the_store_once_each_time(
+    plan: Plan, disk: Store, finished: Store, terminal: bool
+) -> None:
+    screen = Screen(plan, disk, terminal, width=200)
+    first, second = screen.handles[:2]
+    for handle in (first, second, first):
+        screen.view.tell("waiting", handle)
+        screen.view.tell("held-up", handle, message="no answer from the store")
+    screen.view.tell("published", first, published=dict(publications(finished))[first.key])
+    screen.view.tell("held-up", second, message="no answer again")
+    lines = [line for line in screen.text.getvalue().splitlines() if not line.startswith("[1/8]")]
+    assert lines == [
+        f"waiting: {first}: another driver is at work on it, or was until a moment ago",
+        "the store does not answer, and is asked again: no answer from the store",
+        f"waiting: {second}: another driver is at work on it, or was until a moment ago",
+        "the store does not answer, and is asked again: no answer again",
+    ]
+
+
 def test_a_line_tells_robust_accuracy_where_there_is_one_radius() -> None:
     def line(*epsilons: float) -> str:
         robust = [{"epsilon": epsilon, "accuracy": 0.5} for epsilon in epsilons]

@@ -250,14 +250,13 @@ def _leases(store: Store, key: str) -> list[Lease]:
 
 
 def _attempt(lease: Lease) -> dict[str, Any]:
-    record = lease.record
-    owner = record.get("owner") or {}
+    record, owner = lease.record, lease.owner
     return {
         "fence": lease.fence,
         "attempt": record.get("attempt", ""),
         "state": record["state"],
-        "host": str(owner.get("host", "")).split("/")[0],
-        "process": owner.get("pid"),
+        "host": owner.machine if owner else "",
+        "process": owner.pid if owner else None,
         "checkpoints": record.get("saves", 0),
     }
 
@@ -281,6 +280,7 @@ def _absent_lines(explanation: Mapping[str, Any]) -> list[str]:
     words = {
         "waiting": "never started",
         "running": f"running {progress_words(progress)}".rstrip(),
+        "silent": "begun; whoever computes it has been silent for a while, and may be dead",
         "stopped": "begun, not finished, and nobody is at work on it",
         "failed": "failed",
         "damaged": str(explanation["damage"]),

@@ -9,29 +9,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from cluster.flow import describe
-from cluster.ledger import Damaged, Lease, Ledger, Published
+from cluster.ledger import Damaged, Ledger, Progress, Published
 from cluster.plan import Plan, PlannedStep
-from cluster.runs import Finished, Run, all_runs, events_of, named_steps
+from cluster.runs import Finished, Run, all_runs, log_of, named_steps
+from cluster.standing import MAY_LIVE, RunState, drivers_of, holder, main_driver, run_state
 from cluster.store import Store
-from cluster.worker import Terms
 from workflows import Workflow
 from workflows.command.launch import run_id_of
 from workflows.command.recipe import BadRequest, Recipe, workflow_from_record
+from workflows.command.standing_view import driver_line
+from workflows.command.terminal import table
 from workflows.report import Report
-from workflows.search_steps import computed
+from workflows.search_report import computed
 
 LISTED = 24
 """Steps that are listed one by one; more are put together by what they are."""
-SILENCE = Terms().ttl
-"""Seconds without a beat after which a step is not shown as running."""
 
-State = Literal["stored", "running", "failed", "stopped", "waiting", "damaged"]
+State = Literal["stored", "running", "silent", "failed", "stopped", "waiting", "damaged"]
+"""Of a step; silent is one whose holder may live and has not been heard of for a while."""
 
 
 def recorded_recipe(store: Store, run_id: str, check: bool = True) -> Recipe:
@@ -94,17 +94,17 @@ def plan_records(recipe: Recipe, plan: Plan) -> dict[str, Any]:
 
 def plan_table(recipe: Recipe, plan: Plan) -> Group:
     """A plan for the terminal: every step, or every group of them when they are many."""
-    table = _table("step", "where", "key", "state")
+    made = table("step", "where", "key", "state")
     if len(plan.steps) <= LISTED:
         for step in plan.steps:
             handle = step.handle
             state = "stored" if step.published else "to run"
-            table.add_row(handle.task.kind, Text(describe(handle.at)), handle.key[:12], state)
+            made.add_row(handle.task.kind, Text(describe(handle.at)), handle.key[:12], state)
     else:
         for (kind, _), steps in _grouped(plan.steps).items():
             stored = sum(step.published is not None for step in steps)
             state = _counted({"stored": stored, "to run": len(steps) - stored})
-            table.add_row(kind, Text(_span([step.handle.at for step in steps])), f"{len(steps)} steps", state)
+            made.add_row(kind, Text(_span([step.handle.at for step in steps])), f"{len(steps)} steps", state)
     line = f"run {run_id_of(recipe)}: {len(plan.steps)} steps, {len(plan.stored)} stored, {len(plan.to_run)} to run"
     if saved := _saved(plan):
         line += f"; what is stored saves {saved:,} sample-steps of training"
@@ -114,7 +114,7 @@ def plan_table(recipe: Recipe, plan: Plan) -> Group:
             f"\n{len(trials)} trials are known so far: what is asked next depends on results. {shared['steps']} of "
             f"these steps serve several; sharing has saved {shared['sample_steps_saved']:,} sample-steps so far"
         )
-    return Group(table, Text(line))
+    return Group(made, Text(line))
 
 
 def runs_records(store: Store) -> list[dict[str, Any]]:
@@ -127,11 +127,11 @@ def runs_table(records: Sequence[Mapping[str, Any]]) -> Group:
     """The runs for the terminal."""
     if not records:
         return Group(Text("no runs yet"))
-    table = _table("run", "recipe", "created", "state")
+    made = table("run", "recipe", "created", "state")
     for record in records:
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["created"]))
-        table.add_row(Text(record["id"]), Text(record["recipe"]), created, _state_line(record))
-    return Group(table)
+        made.add_row(Text(record["id"]), Text(record["recipe"]), created, _state_line(record))
+    return Group(made)
 
 
 def run_record(store: Store, run_id: str) -> dict[str, Any]:
@@ -162,6 +162,7 @@ def run_view(store: Store, run_id: str) -> Group:
     """
     standing = _Standing(store, load_run(store, run_id), store.clock())
     parts: list[RenderableType] = [Text(f"run {standing.run.id}: {_state_line(standing.summary())}")]
+    parts += standing.driver_line()
     parts.append(standing.table())
     for failure in standing.failures():
         where = f"{failure['kind']} {failure['where']} [{failure['key'][:12]}]".replace("  ", " ")
@@ -186,8 +187,8 @@ class StepView:
     at: Mapping[str, Any]
     state: State
     published: Published | None = None
-    progress: tuple[int, int, str] | None = None
-    """Done, total and a note, while it runs."""
+    progress: Progress | None = None
+    """While it runs."""
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -217,8 +218,9 @@ def step_view(ledger: Ledger, step: Mapping[str, Any], now: float, failed: bool)
     if published is not None:
         return StepView(key, published.manifest["task"]["kind"], at, "stored", published)
     lease = ledger.current_lease(key)
-    if lease is not None and ledger.is_live(lease, now, SILENCE):
-        return StepView(key, kind, at, "running", progress=_progress(lease))
+    seems = holder(ledger, lease, now)[0] if lease is not None else "ended"
+    if lease is not None and seems in MAY_LIVE:
+        return StepView(key, kind, at, "running" if seems == "at work" else "silent", progress=lease.progress)
     if failed:
         return StepView(key, kind, at, "failed")
     return StepView(key, kind, at, "waiting" if lease is None else "stopped")
@@ -230,10 +232,12 @@ class _Standing:
     def __init__(self, store: Store, run: Run, now: float) -> None:
         self.run = run
         self._store = store
-        events = list(events_of(store, run.id))
+        self._now = now
+        log = list(log_of(store, run.id))
+        events = [event for chunk in log for event in chunk.events]
         self._last = {event["key"]: event for event in events if "key" in event}
-        self._drivers = [event for event in events if event["event"] == "run"]
-        self._quiet = time.time() - events[-1]["time"] if events else float("inf")
+        self._driver = main_driver(drivers_of(store, run.id, log), now)
+        self._seems = self._driver.state(now) if self._driver else None
         ledger = Ledger(store)
         named = named_steps(store, run.id, events).values()
         self.steps = [step_view(ledger, step, now, self._has_failed(step["key"])) for step in named]
@@ -256,14 +260,16 @@ class _Standing:
             "steps_failed": self.counts["failed"],
         }
 
-    def state(self) -> Literal["running", "finished", "failed", "stopped"]:
-        """Where the run is: at work if one of its steps is, or if its driver wrote a moment ago and did not end."""
-        started = bool(self._drivers) and self._drivers[-1]["state"] == "started"
-        if self.counts["running"] or (started and self._quiet < SILENCE):
-            return "running"
-        if self.counts["failed"]:
-            return "failed"
-        return "finished" if self.counts["stored"] == len(self.steps) else "stopped"
+    def state(self) -> RunState:
+        """Where the run is."""
+        return run_state(self._seems, self.counts)
+
+    def driver_line(self) -> list[RenderableType]:
+        """How its driver is, while that is more than the run's state tells."""
+        if self._driver is None or self._seems in (None, "ended") or self.state() == "finished":
+            return []
+        silent = self._driver.silent(self._now)
+        return [driver_line(self.run.id, self._store.url, self._driver, self._seems, silent)]
 
     def failures(self) -> list[dict[str, Any]]:
         """The failed steps, each with its cause and what to do, as JSON."""
@@ -295,22 +301,17 @@ class _Standing:
 
     def table(self) -> Table:
         """The steps that are under way or in trouble, one by one; the others counted by kind."""
-        table = _table("step", "where", "state", "progress")
-        shown = [step for step in self.steps if step.state in ("running", "damaged", "failed")][:LISTED]
+        made = table("step", "where", "state", "progress")
+        shown = [step for step in self.steps if step.state in ("running", "silent", "damaged", "failed")][:LISTED]
         others: dict[str, Counter[State]] = defaultdict(Counter)
         for step in self.steps:
             if step not in shown:
                 others[step.kind][step.state] += 1
         for kind, counts in others.items():
-            table.add_row(kind, f"{counts.total()} steps", _counted(counts), "")
+            made.add_row(kind, f"{counts.total()} steps", _counted(counts), "")
         for step in shown:
-            table.add_row(step.kind, Text(describe(step.at)), step.state, Text(progress_words(step.progress)))
-        return table
-
-
-def _progress(lease: Lease) -> tuple[int, int, str]:
-    done, total, note = lease.record.get("progress", (0, 0, ""))
-    return done, total, note
+            made.add_row(step.kind, Text(describe(step.at)), step.state, Text(progress_words(step.progress)))
+        return made
 
 
 def progress_words(progress: Sequence[Any] | None) -> str:
@@ -369,10 +370,3 @@ def _span(places: Sequence[Mapping[str, Any]]) -> str:
 
 def _counted(counts: Mapping[Any, int]) -> str:
     return ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

@@ -9,20 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from cluster.flow import Handle, describe
+from cluster.flow import Handle
 from cluster.follower import scalars
-from cluster.ledger import Ledger, Published
+from cluster.ledger import Ledger, Progress, Published
 from cluster.plan import Plan
 from cluster.runs import Finished
 from cluster.store import Store, StoreError
 from workflows.command.forecast import Forecast, in_words
+from workflows.command.standing_view import Row, running_table
 
 SHOWN = 12
 """Running steps that fit on a screen."""
@@ -37,8 +35,7 @@ class _UnderWay:
     handle: Handle
     began: float | None = None
     """When its worker was first seen at work; before that it waits in Ray's queue."""
-    done: float = 0.0
-    note: str = ""
+    progress: Progress = field(default_factory=Progress)
 
 
 @dataclass
@@ -83,6 +80,10 @@ class LiveView:
         self._notes: list[Finished] = []
         self._board: tuple[int, RenderableType | None] = (0, None)
         """What is shown of so many notes."""
+        self._waiting: set[str] = set()
+        """Steps of which was told that another driver is at work on them."""
+        self._held_up = False
+        """Whether was told that the store does not answer, and it has not answered since."""
         self._ledger = Ledger(store)
         forecast = Forecast((step.handle for step in plan.to_run), cpus, gpus)
         self._news = _News(forecast, {step.handle.key for step in plan.steps})
@@ -115,8 +116,10 @@ class LiveView:
                 now.ended[handle.key] = state
                 seconds = news["published"].manifest["seconds"] if state == "published" else None
                 now.forecast.end(handle, seconds)
-        if state in ("found", "published") and handle.task.threads == 0:
-            self._notes.append(Finished(handle.at, news["published"]))
+        if state in ("found", "published"):
+            self._held_up = False
+            if handle.task.threads == 0:
+                self._notes.append(Finished(handle.at, news["published"]))
         self._tell_in_a_line(state, handle, news)
 
     def say(self, line: str) -> None:
@@ -134,6 +137,12 @@ class LiveView:
             self.say(f"failed: {handle} ({news['cause']})")
         elif state == "unplaced":
             self.say(f"waiting for a node: {handle}: {news['message']}")
+        elif state == "waiting" and handle.key not in self._waiting:
+            self._waiting.add(handle.key)
+            self.say(f"waiting: {handle}: another driver is at work on it, or was until a moment ago")
+        elif state == "held-up" and not self._held_up:
+            self._held_up = True
+            self.say(f"the store does not answer, and is asked again: {news['message']}")
         elif state in ("retried", "recomputed"):
             cause = f" ({news['cause']})" if "cause" in news else ""
             self.say(f"{state}: {handle}{cause}: {news['message']}")
@@ -141,7 +150,7 @@ class LiveView:
     def _draw(self) -> RenderableType:
         with self._news.lock:
             running = [step for step in self._news.under_way.values() if step.began is not None]
-            table = _running_table(sorted(running, key=lambda step: -step.done)[:SHOWN])
+            table = running_table(map(_row, sorted(running, key=lambda step: -step.progress.part)[:SHOWN]))
             line = self._line(running)
         if self._board[0] != len(self._notes):
             notes = self._notes[:]
@@ -157,7 +166,7 @@ class LiveView:
         parts += [f"{len(running)} running"] if running else []
         parts += [f"{queued} queued"] if queued else []
         now = time.monotonic()
-        at = {step.handle.key: (now - step.began, step.done) for step in running if step.began is not None}
+        at = {step.handle.key: (now - step.began, step.progress.part) for step in running if step.began is not None}
         return ", ".join([*parts, in_words(self._news.forecast.seconds(at))])
 
     def _look(self) -> None:
@@ -170,25 +179,14 @@ class LiveView:
                 except StoreError:  # the next look may see it
                     continue
                 if lease is not None and lease.record["state"] == "held":
-                    done, total, note = lease.record.get("progress", (0, 0, ""))
                     with self._news.lock:
                         step.began = step.began or time.monotonic()
-                        step.done = done / total if total else 0.0
-                        step.note = note or (f"{done}/{total}" if total else "")
+                        step.progress = lease.progress
 
 
-def _running_table(steps: list[_UnderWay]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("step", no_wrap=True)
-    table.add_column("where", overflow="fold")
-    table.add_column("progress")
-    table.add_column("", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    for step in steps:
-        bar = ProgressBar(total=1.0, completed=step.done, width=20)
-        elapsed = f"{time.monotonic() - (step.began or 0):.0f} s"
-        table.add_row(step.handle.task.kind, Text(describe(step.handle.at)), bar, Text(step.note), elapsed)
-    return table
+def _row(step: _UnderWay) -> Row:
+    elapsed = Text(f"{time.monotonic() - (step.began or 0):.0f} s")
+    return Row(step.handle.task.kind, step.handle.at, step.progress, elapsed)
 
 
 def headline(published: Published) -> str:

@@ -7,7 +7,9 @@ import os
 import sys
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
+from rich.table import Table
 from rich.text import Text
 
 PIPE_WIDTH = 200
@@ -32,6 +34,14 @@ def print_view(view: Group) -> None:
     """Tables as wide as the screen; lines of text whole, so that paths and commands can be copied."""
     for part in view.renderables:
         out.print(part, soft_wrap=isinstance(part, Text))
+
+
+def table(*columns: str) -> Table:
+    """An empty table that folds what is too wide."""
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
 
 
 def print_line(console: Console, line: str) -> None:

@@ -5,25 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from cluster.flow import Handle, describe
+from cluster.flow import Handle
 from cluster.overview import Overview
-from cluster.standing import SILENCE, Running, RunNow, host_of
+from cluster.standing import MAY_LIVE, SILENCE, Running, RunNow
 from cluster.step import Recorded
 from cluster.store import Store, StoreError
 from workflows.command.forecast import Forecast, in_words
+from workflows.command.standing_view import Row, driver_line, running_table
+from workflows.command.terminal import table
 
 LOOK_SECONDS = 1.5
 """Between two looks; longer where a look itself takes long."""
@@ -113,82 +111,52 @@ def seconds_left(run: RunNow) -> float | None:
     forecast = Forecast(handles.values(), cpus or seen, gpus)
     for kind, seconds in run.typical.items():
         forecast.end(Handle(Recorded({"kind": kind}), {}, {}, f"one of {kind}"), seconds)
-    return forecast.seconds({step.key: (step.seconds, _part(step)) for step in run.running if step.seconds is not None})
+    running = {step.key: (step.seconds, step.progress.part) for step in run.running if step.seconds is not None}
+    return forecast.seconds(running)
 
 
 def _run_parts(run: RunNow, store_url: str) -> Iterator[RenderableType]:
     yield Text(_line(run))
-    yield _driver_line(run, store_url)
+    if run.driver is None or run.driver_state is None:
+        yield Text("not started yet")
+    else:
+        yield driver_line(run.id, store_url, run.driver, run.driver_state, run.driver_silent)
     if run.per_minute:
         speed = f", {run.sample_steps:,.0f} sample-steps a second" if run.sample_steps else ""
         yield Text(f"{run.per_minute:.3g} steps a minute{speed}, over the last minutes")
     if run.nodes:
-        table = _table("node", "host", "running", "last beat")
+        nodes = table("node", "host", "running", "last beat")
         for node in run.nodes:
-            table.add_row(node.node[:DIGITS] or "-", Text(node.host), str(node.running), _ago(node.silent))
-        yield table
+            nodes.add_row(node.node[:DIGITS] or "-", Text(node.host), str(node.running), _ago(node.silent))
+        yield nodes
     for why, count in run.unplaced.items():
         yield Text(f"{count} cannot be placed: {why}", "yellow")
     if run.running:
-        yield _running_table(run.running[:SHOWN])
+        yield running_table(map(_row, run.running[:SHOWN]), "attempt", "node")
         if len(run.running) > SHOWN:
             yield Text(f"and {len(run.running) - SHOWN} more")
     if run.troubles:
-        table = _table("failures", "retried", "failed", "the last")
+        failures = table("failures", "retried", "failed", "the last")
         for cause, trouble in run.troubles.items():
-            table.add_row(cause, str(trouble.retried), str(trouble.failed), Text(trouble.message))
-        yield table
+            failures.add_row(cause, str(trouble.retried), str(trouble.failed), Text(trouble.message))
+        yield failures
 
 
 def _line(run: RunNow) -> str:
     parts = [f"run {run.id}: {run.done} of {len(run.steps)} steps done"]
     counts = {"of them found": run.found, "running": len(run.running), "queued": run.queued, "failed": run.failed}
     parts += [f"{number} {state}" for state, number in counts.items() if number]
-    if run.driver_state in ("at work", "silent"):
+    if run.driver_state in MAY_LIVE:
         parts.append(in_words(seconds_left(run)))
     return ", ".join(parts)
 
 
-def _driver_line(run: RunNow, store_url: str) -> Text:
-    """How the driver is, and what to do where it is not."""
-    if run.driver is None:
-        return Text("not started yet")
-    where = f" on {host_of(run.driver.owner)}" if run.driver.owner else ""
-    go_on = f"to go on: hedgerow resume {run.id} --store {shlex.quote(store_url)}"
-    said = {
-        "at work": Text(f"driver{where} is at work", "green"),
-        "ended": Text(f"driver{where} has ended"),
-        "silent": Text(
-            f"driver{where} has been silent for {run.driver_silent:.0f} s; if it is dead, {go_on}", "yellow"
-        ),
-        "gone": Text(f"driver{where} is dead: its process is gone; {go_on}", "bold red"),
-    }
-    return said[run.driver_state or "ended"]
-
-
-def _running_table(steps: Sequence[Running]) -> Table:
-    table = _table("step", "where", "progress", "", "attempt", "node", "time")
-    for step in steps:
-        done, total, note = step.progress
-        bar = ProgressBar(total=1.0, completed=_part(step), width=16)
-        name = (step.node[:DIGITS] or step.host) + (f" and {len(step.beside)} more" if step.beside else "")
-        took = "" if step.seconds is None else f"{step.seconds:.0f} s"
-        late = step.silent > SILENCE
-        table.add_row(
-            step.kind,
-            Text(describe(step.at)),
-            bar,
-            Text(note or (f"{done}/{total}" if total else "")),
-            str(step.attempt),
-            Text(name),
-            Text(f"silent for {step.silent:.0f} s" if late else took, "red" if late else ""),
-        )
-    return table
-
-
-def _part(step: Running) -> float:
-    done, total, _ = step.progress
-    return done / total if total else 0.0
+def _row(step: Running) -> Row:
+    name = (step.node[:DIGITS] or step.host) + (f" and {len(step.beside)} more" if step.beside else "")
+    took = Text("" if step.seconds is None else f"{step.seconds:.0f} s")
+    late = Text(f"silent for {step.silent:.0f} s", "red")
+    time_ = late if step.silent > SILENCE else took
+    return Row(step.kind, step.at, step.progress, time_, (str(step.attempt), name))
 
 
 def _ago(seconds: float) -> Text:
@@ -197,10 +165,3 @@ def _ago(seconds: float) -> Text:
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
