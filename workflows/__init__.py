@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
 from cluster.flow import Flow
 from cluster.runs import Finished
 from tasks.component import Component
-from workflows.figures import Figures
 from workflows.report import Report
+
+if TYPE_CHECKING:
+    from workflows.figures import Figures  # and with it torch, which takes longer than most commands
 
 
 class Workflow(Component):

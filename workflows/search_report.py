@@ -13,7 +13,6 @@ from cluster.runs import Finished
 from search_spaces.goals import meets
 from search_spaces.records import front_of, study_of
 from workflows.report import Curve, Page, Report
-from workflows.search_steps import computed
 
 if TYPE_CHECKING:
     from workflows.search import Search
@@ -75,6 +74,15 @@ def told_trials(search: Search, finished: Sequence[Finished]) -> list[Mapping[st
     """What became of the trials of this study, by number; of what several versions of the code found, the newest."""
     notes = _notes_of(search, finished, "trial")
     return [note.metrics for note in sorted(notes, key=lambda note: int(note.metrics["number"]))]
+
+
+def computed(trials: Iterable[Mapping[str, Any]]) -> int:
+    """Sample-steps of all steps of these trials, each counted once."""
+    steps: dict[str, int] = {}
+    for trial in trials:
+        for key, cost in trial["steps"].items():
+            steps[key] = max(cost, steps.get(key, 0))
+    return sum(steps.values())
 
 
 def _notes_of(search: Search, finished: Sequence[Finished], kind: str) -> list[Finished]:

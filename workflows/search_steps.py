@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -182,12 +182,3 @@ class Spending:
     def reaches(self, budget: int) -> bool:
         """Whether so much is spent, or there is nothing left to spend it on."""
         return self._total >= budget or self._idle >= self.IDLE
-
-
-def computed(trials: Iterable[Mapping[str, Any]]) -> int:
-    """Sample-steps of all steps of these trials, each counted once."""
-    steps: dict[str, int] = {}
-    for trial in trials:
-        for key, cost in trial["steps"].items():
-            steps[key] = max(cost, steps.get(key, 0))
-    return sum(steps.values())

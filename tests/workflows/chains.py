@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -17,8 +16,10 @@ from typing import Any
 import psutil
 
 from cluster.ledger import Ledger
-from cluster.runs import all_runs, named_steps
+from cluster.runs import all_runs, finished_steps, named_steps
 from cluster.store import Store
+from tests.workflows.conftest import drive
+from workflows.command.recipe import load_recipe
 
 RECIPE = """
 kind: imp
@@ -132,6 +133,17 @@ def finish_under_fire(folder: Path, seed: int, kills: int = 3) -> list[str]:
     raise AssertionError(f"not finished after {struck}")
 
 
+def undisturbed_in(folder: Path) -> dict[str, Any]:
+    """The results of a run without Ray, in this process, that nobody disturbed; its report lies beside the store."""
+    recipe = load_recipe(str(recipe_in(folder)))
+    store = Store.open(str(folder / "store"))
+    run, code = drive(store, recipe, folder / "out")
+    assert code == 0, run
+    assert set(attempts_of(folder).values()) == {1}
+    recipe.workflow.report(finished_steps(store, run.id)).write(folder / "out" / run.id)
+    return results_of(folder)
+
+
 def results_of(folder: Path) -> dict[str, Any]:
     """Metrics and file digests of every step of every run in the store, with the files checked."""
     store = Store.open(str(folder / "store"))
@@ -155,12 +167,6 @@ def attempts_of(folder: Path) -> dict[str, int]:
         lease = ledger.current_lease(path.name)
         found[path.name] = lease.fence if lease else 0
     return found
-
-
-def json_of(completed: subprocess.CompletedProcess[str]) -> Any:
-    """What a command printed with `--json`."""
-    assert completed.returncode == 0, completed.stderr
-    return json.loads(completed.stdout)
 
 
 def _title(process: psutil.Process) -> str:

@@ -21,6 +21,7 @@ from cluster.runs import named_steps
 from cluster.store import Store, StoreError
 from tests.workflows.conftest import SMALL, write_recipe
 from workflows.command import cli, doctor, launch
+from workflows.command.options import DEFAULT_STORE
 
 Said = tuple[int, str, str]
 """Exit code, standard output, standard error."""
@@ -121,7 +122,7 @@ def test_a_bad_override_is_refused(hedgerow: Call, tmp_path: Path) -> None:
     assert refused(hedgerow("run", "small.yaml", "--set", "epsilons.4=1")).startswith(
         "--set epsilons.4=1: '4' is no place"
     )
-    assert not (tmp_path / cli.DEFAULT_STORE).exists()
+    assert not (tmp_path / DEFAULT_STORE).exists()
 
 
 def test_damaged_data_are_refused(hedgerow: Call, tmp_path: Path) -> None:
@@ -181,6 +182,26 @@ def test_other_wrong_requests_are_refused(hedgerow: Call, finished: Store) -> No
 def test_an_unknown_way_of_tracking_is_refused(hedgerow: Call, tmp_path: Path) -> None:
     write_recipe(tmp_path)
     assert "'maybe' is no mode" in refused(hedgerow("run", "small.yaml", "--wandb", "maybe"))
+
+
+def modules_of(*arguments: str) -> set[str]:
+    """What a process has imported that was given these words of a command line; none only imports it."""
+    program = (
+        "import sys\nfrom workflows.command.cli import app\n"
+        "if sys.argv[1:]: app(standalone_mode=False)\n"
+        "print('imported', *sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0, said.stderr
+    return set(said.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("runs",), ("top", "--once"), ("submit", "--help"), ("gc",)])
+def test_what_needs_no_workflow_starts_without_torch_and_ray(tmp_path: Path, words: tuple[str, ...]) -> None:
+    store = ("--store", str(tmp_path / "store")) if words and "--help" not in words else ()
+    imported = modules_of(*words, *store)
+    assert "workflows.command.cli" in imported
+    assert not imported & {"torch", "ray", "wandb", "matplotlib"}
 
 
 def test_ray_is_not_even_imported_for_a_bad_recipe(tmp_path: Path) -> None:
@@ -292,16 +313,6 @@ def test_an_address_that_is_none_is_a_wrong_request(hedgerow: Call, tmp_path: Pa
     for command in (["run", "small.yaml"], *([] if address.startswith("http:") else [["doctor"]])):
         line = refused(hedgerow(*command, "--address", address))
         assert line == f"--address {address}: allowed are `local`, `auto` and HOST:PORT, where Ray's GCS listens"
-
-
-def test_the_command_that_goes_on_says_where_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEDGEROW_STORE", "s3://ours/all")
-    here = launch.Options("s3://ours/all", cli.DEFAULT_OUT)
-    assert cli._resume_command("r-1", here) == "hedgerow resume r-1"
-    there = launch.Options("my store", tmp_path, "h:1", 3, "disabled")
-    assert cli._resume_command("r-1", there) == (
-        f"hedgerow resume r-1 --store 'my store' --out {tmp_path} --address h:1 --workers 3 --wandb disabled"
-    )
 
 
 def test_what_goes_into_a_pipe_is_neither_cut_nor_wrapped(finished: Store) -> None:

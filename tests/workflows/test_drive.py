@@ -7,7 +7,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +17,17 @@ import typer
 from rich.console import Console
 
 from cluster.flow import Flow
+from cluster.placement import GB
 from cluster.runs import events_of
 from cluster.store import Store
 from tasks.measuring.merge import MergeOutcomes
 from tests.workflows.conftest import Inline, record_run, write_recipe
+from workflows.command import driver as driving
 from workflows.command import launch as launching
+from workflows.command.driver import Driver
 from workflows.command.exit_codes import Exit
-from workflows.command.launch import Options, _Driver, launch, open_store
+from workflows.command.launch import launch, open_store
+from workflows.command.options import Options
 from workflows.command.recipe import BadRequest, load_recipe
 from workflows.command.signals import stoppable
 from workflows.imp import IMP
@@ -55,7 +59,7 @@ def test_what_does_not_fit_in_the_middle_of_a_run_is_a_line_each_and_stops_it(
         mistake()
 
     monkeypatch.setattr(IMP, "run", stumble)
-    driver = _Driver(recipe, disk, Inline(), Options(disk.url, tmp_path), run)
+    driver = Driver(recipe, disk, Inline(), Options(disk.url, tmp_path), run)
     assert asyncio.run(driver.drive()) == Exit.FAILED
     assert driver.problems == lines
     ended = [event for event in events_of(disk, run.id) if event.get("state") == "ended"]
@@ -82,7 +86,7 @@ def test_a_store_that_ignores_conditional_puts_is_refused_in_one_line(
     monkeypatch.setattr(Store, "open", lambda url: Store(url, Unconditional(disk._backend)))
     with pytest.raises(BadRequest) as refused:
         open_store(disk.url, to_run=True)
-    assert "ignores conditional puts" in str(refused.value)
+    assert "both were told that they won" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert list(disk.paths("")) == []
     open_store(disk.url)  # to look is fine
@@ -109,20 +113,51 @@ class Stuck(Inline):
         self.killed.append(time.monotonic() - self.began)
 
 
+def no_ray(shutdown: Callable[[], None] = lambda: None) -> Callable[..., contextlib.AbstractContextManager[Any]]:
+    """A session of a Ray that has nothing and starts nothing."""
+
+    @contextlib.contextmanager
+    def session(*address: Any, **named: Any) -> Iterator[Any]:
+        yield SimpleNamespace(cluster_resources=dict, nodes=list, shutdown=shutdown)
+
+    return session
+
+
+class Noting(Inline):
+    """Runs attempts, and notes the memory that was asked for with each kind of step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: dict[str, int] = {}
+
+    def submit(self, order: Any) -> Any:
+        self.memory[order.task.kind] = order.needs.memory
+        return super().submit(order)
+
+
+def test_what_is_said_of_places_reaches_the_steps_that_it_is_for(
+    tmp_path: Path, disk: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noting = Noting()
+    monkeypatch.setattr(launching, "session", no_ray())
+    monkeypatch.setattr(launching, "RayExecutor", lambda ray: noting)
+    options = Options(disk.url, tmp_path / "out", wandb="disabled", place=["train:memory=2", "memory=1"])
+    ended = launch(load_recipe(str(write_recipe(tmp_path))), options, Console(quiet=True))
+    assert (ended.code, ended.problems) == (Exit.DONE, [])
+    assert noting.memory == {kind: 2 * GB if kind == "train" else GB for kind in noting.memory}
+    assert noting.memory.keys() == {"train", "evaluate", "prune", "shuffle-mask"}
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_second_signal_ends_everything_at_once_and_says_how_to_go_on(
     tmp_path: Path, disk: Store, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
-    @contextlib.contextmanager
-    def no_ray(*address: Any, **named: Any) -> Iterator[Any]:
-        yield SimpleNamespace(cluster_resources=dict, nodes=list, shutdown=lambda: left.append(True))
-
     said: list[str] = []
     left: list[bool] = []
     over = threading.Event()
     stuck = Stuck([(0.0, number), (0.02, number), (0.5, number)], over)
-    monkeypatch.setattr(launching, "ECHO", 0.25)
-    monkeypatch.setattr(launching, "session", no_ray)
+    monkeypatch.setattr(driving, "ECHO", 0.25)
+    monkeypatch.setattr(launching, "session", no_ray(lambda: left.append(True)))
     monkeypatch.setattr(launching, "RayExecutor", lambda ray: stuck)
     monkeypatch.setattr(launching, "abandon", lambda: left.append(True))
     recipe = load_recipe(str(write_recipe(tmp_path)))

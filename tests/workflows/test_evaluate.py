@@ -246,11 +246,12 @@ import asyncio, sys
 from pathlib import Path
 from cluster.store import Store
 from tests.workflows.conftest import Inline, record_run
-from workflows.command.launch import Options, _Driver
+from workflows.command.driver import Driver
+from workflows.command.options import Options
 from workflows.command.recipe import load_recipe
 recipe, store = load_recipe(sys.argv[1]), Store.open(sys.argv[2])
 options = Options(store.url, Path(sys.argv[2]), checkpoint=0.01)
-sys.exit(asyncio.run(_Driver(recipe, store, Inline(), options, record_run(store, recipe)).drive()))
+sys.exit(asyncio.run(Driver(recipe, store, Inline(), options, record_run(store, recipe)).drive()))
 """
 
 

@@ -1,4 +1,4 @@
-"""`--place` on the command line: mistakes before any work, and the command that goes on repeats it."""
+"""`--place` on the command line: mistakes are told before any work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cluster.profiles import Placing
 from cluster.store import Store
 from tasks.measuring.latency import MeasureLatency
 from tests.workflows.conftest import SMALL, write_recipe
-from workflows.command import cli, launch
+from workflows.command import cli
 from workflows.command.launch import plan_of
 from workflows.command.placing import check_rules, idle_rules, refuse_impossible, rules_of
 from workflows.command.recipe import BadRequest, load_recipe
@@ -76,12 +76,3 @@ def test_what_the_only_node_can_never_run_is_refused(tmp_path: Path, place: str,
     with pytest.raises(BadRequest) as error:
         refuse_impossible(Placing(parse_rules([place])), tasks, here)
     assert str(error.value) == reason
-
-
-def test_the_command_that_goes_on_says_where_steps_run_and_how_long_nodes_are_waited_for(tmp_path: Path) -> None:
-    options = launch.Options(
-        cli.DEFAULT_STORE, cli.DEFAULT_OUT, "h:1", place=("gpus=auto", "train:zone=in(a,b)"), wait_for_nodes=60
-    )
-    assert cli._resume_command("run-1", options).startswith(
-        "hedgerow resume run-1 --address h:1 --place gpus=auto --place 'train:zone=in(a,b)' --wait-for-nodes 60"
-    )

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from cluster.collect import collect
+from cluster.order import Order
 from cluster.plan import make_plan
 from cluster.runs import finished_steps
 from cluster.store import Store
-from cluster.worker import Order
 from tests.workflows.conftest import Inline, drive, write_recipe
 from tests.workflows.searches import CHAIN, fronts, load_search, published, searched, told
 from workflows.command.recipe import load_recipe

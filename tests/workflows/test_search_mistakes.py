@@ -13,7 +13,8 @@ from cluster.runs import all_runs
 from cluster.store import Store
 from tests.workflows.conftest import write_recipe
 from tests.workflows.searches import CHAIN, search_content
-from workflows.command.launch import Options, launch
+from workflows.command.launch import launch
+from workflows.command.options import Options
 from workflows.command.recipe import BadRequest, load_recipe
 
 INTS = {"int": [1, 3]}

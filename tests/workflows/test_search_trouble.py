@@ -22,7 +22,9 @@ from tasks.task import Result
 from tasks.training.train import Train
 from tests.workflows.conftest import Inline, drive, record_run
 from tests.workflows.searches import CHAIN, fronts, load_search, searched, told
-from workflows.command.launch import Options, _Driver, plan_of
+from workflows.command.driver import Driver
+from workflows.command.launch import plan_of
+from workflows.command.options import Options
 from workflows.search_steps import OUTCOMES, Note, Spending
 from workflows.stopping import wrong_stops
 
@@ -82,7 +84,7 @@ def test_notes_that_are_torn_or_lost_are_put_down_again(tmp_path: Path, disk: St
     recipe = load_search(tmp_path, **changes)
     assert plan_of(recipe, disk, verify=verify).steps
     run = record_run(disk, recipe)
-    driver = _Driver(recipe, disk, Inline(), Options(disk.url, tmp_path / "out", verify=verify), run)
+    driver = Driver(recipe, disk, Inline(), Options(disk.url, tmp_path / "out", verify=verify), run)
     assert asyncio.run(driver.drive()) == 0
     assert told(disk, run) == before
     assert fronts(disk, run) == closing

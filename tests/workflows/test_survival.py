@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -12,29 +15,35 @@ from typing import Any
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from tests.workflows.chains import (
     Family,
     attempts_of,
     command,
     finish_under_fire,
-    json_of,
     results_of,
     run_chain,
     running_chain,
+    undisturbed_in,
 )
+from workflows.command.cli import app
 
 FAST_SEEDS, ALL_SEEDS = range(1), range(20)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The results of a run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    completed = run_chain(folder)
-    assert completed.returncode == 0, completed.stderr
-    assert set(attempts_of(folder).values()) == {1}
-    return results_of(folder)
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody disturbed; not to be changed."""
+    folder = tmp_path_factory.mktemp("calm")
+    undisturbed_in(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(calm: Path) -> dict[str, Any]:
+    """Its results."""
+    return results_of(calm)
 
 
 @pytest.mark.parametrize("seed", FAST_SEEDS)
@@ -62,36 +71,32 @@ def test_two_drivers_at_once_compute_every_step_once(undisturbed: dict[str, Any]
     assert set(attempts_of(tmp_path).values()) == {1}
 
 
-def test_interrupt_prints_the_command_that_resumes_and_it_does(undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    with running_chain(tmp_path) as process:
+def stopped(folder: Path, number: signal.Signals) -> tuple[int, str]:
+    """Starts the chain and stops it as soon as a step runs; its exit code and what it said."""
+    with running_chain(folder) as process:
         family = Family(process.pid)
         while process.poll() is None and not family.workers():
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, output
-    resume = next(line for line in output.splitlines() if line.startswith("to go on: "))
-    assert resume.startswith("to go on: hedgerow resume chain-")
-    again = [*command(tmp_path)[:3], *resume.removeprefix("to go on: hedgerow ").split()]
-    common = ["--wandb", "disabled", "--out", str(tmp_path / "out")]
-    completed = subprocess.run([*again, *common], capture_output=True, text=True, timeout=250, cwd=tmp_path)
-    assert completed.returncode == 0, completed.stderr
-    assert results_of(tmp_path) == undisturbed
+    return process.returncode, output
 
 
-def test_termination_is_an_exit_code_that_asks_to_be_run_again_and_the_same_command_goes_on(
+def test_what_is_stopped_says_how_to_go_on_and_the_same_command_or_the_one_it_printed_does(
     undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    with running_chain(tmp_path) as process:
-        family = Family(process.pid)
-        while process.poll() is None and not family.workers():
-            time.sleep(0.05)
-        process.terminate()
-        output = process.communicate(timeout=60)[0]
-    assert process.returncode == 75, output
+    code, output = stopped(tmp_path, signal.SIGTERM)
+    assert code == 75, output
     assert "to go on: hedgerow resume chain-" in output
     assert "Traceback" not in output
-    assert run_chain(tmp_path).returncode == 0
+
+    code, output = stopped(tmp_path, signal.SIGINT)  # the same command again
+    assert code == 130, output
+    resume = next(line for line in output.splitlines() if line.startswith("to go on: "))
+    assert resume.startswith("to go on: hedgerow resume chain-")
+    again = [*command(tmp_path)[:3], *shlex.split(resume)[4:]]
+    completed = subprocess.run(again, capture_output=True, text=True, timeout=250, cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
     assert results_of(tmp_path) == undisturbed
 
 
@@ -125,15 +130,11 @@ def _name(process: psutil.Process) -> str:
 
 
 def test_a_deeper_run_recomputes_nothing_of_the_shared_prefix_and_mends_what_is_damaged(
-    undisturbed: dict[str, Any], tmp_path: Path
+    calm: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    assert run_chain(tmp_path).returncode == 0
-    planned = subprocess.run(
-        [*command(tmp_path)[:3], "plan", str(tmp_path / "chain.yaml"), "--store", str(tmp_path / "store"),
-         "--set", "levels=3", "--json"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    plan = json_of(planned)
+    shutil.copytree(calm, tmp_path, dirs_exist_ok=True)
+    words = ["plan", str(tmp_path / "chain.yaml"), "--store", str(tmp_path / "store"), "--set", "levels=3", "--json"]
+    plan = json.loads(CliRunner().invoke(app, words).stdout)
     assert plan["stored"] == len(undisturbed)
     assert plan["to_run"] > 0
 

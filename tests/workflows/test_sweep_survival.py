@@ -8,13 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.runs import finished_steps
-from cluster.store import Store
 from tasks.objectives import Objective
 from tests.tasks.test_objectives_in_chains import objective_of, shipped
-from tests.workflows.chains import attempts_of, finish_under_fire, results_of
-from tests.workflows.conftest import drive
-from workflows.command.recipe import load_recipe
+from tests.workflows.chains import finish_under_fire, results_of, undisturbed_in
 
 WATCHES: dict[str, Any] = {
     "robust_validation": {"attack": {"kind": "pgd", "steps": 3}, "examples": 60},
@@ -62,17 +58,6 @@ def recipe_in(folder: Path, recipe: dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "chain.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return folder
-
-
-def undisturbed_in(folder: Path) -> dict[str, Any]:
-    """The results of a run without Ray, in this process, that nobody disturbed; its report lies beside the store."""
-    recipe = load_recipe(str(folder / "chain.yaml"))
-    store = Store.open(str(folder / "store"))
-    run, code = drive(store, recipe, folder / "out")
-    assert code == 0, run
-    assert set(attempts_of(folder).values()) == {1}
-    recipe.workflow.report(finished_steps(store, run.id)).write(folder / "out" / run.id)
-    return results_of(folder)
 
 
 def report_of(folder: Path) -> bytes:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 
@@ -14,33 +13,23 @@ from workflows.command.exit_codes import Exit
 from workflows.command.manifest import cluster
 from workflows.command.options import (
     DEFAULT_OUT,
-    DEFAULT_REJOIN,
     DEFAULT_STORE,
-    DEFAULT_WAIT_FOR_NODES,
-    Address,
     AsJson,
-    Checkpoint,
-    FailFast,
+    Options,
     Out,
     Overrides,
-    Place,
     RecipeName,
-    Rejoin,
     StoreUrl,
     StudyUrl,
     Verify,
-    WaitForNodes,
-    Wandb,
-    Workers,
+    resume_command,
+    takes_options,
 )
 from workflows.command.recipe import BadRequest, Recipe
 from workflows.command.signals import stoppable
 from workflows.command.submission import app as submission
 from workflows.command.terminal import err, out, print_json, print_line, print_view, warn
 from workflows.command.top import top
-
-if TYPE_CHECKING:
-    from workflows.command.launch import Options
 
 app = typer.Typer(
     help="Find networks that are sparse and robust.",
@@ -52,92 +41,50 @@ app = typer.Typer(
 
 
 @app.command()
-def run(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    store: StoreUrl = DEFAULT_STORE,
-    out_folder: Out = DEFAULT_OUT,
-    address: Address = "local",
-    workers: Workers = None,
-    wandb: Wandb = None,
-    checkpoint: Checkpoint = 10.0,
-    fail_fast: FailFast = False,
-    verify: Verify = False,
-    place: Place = None,
-    wait: WaitForNodes = DEFAULT_WAIT_FOR_NODES,
-    rejoin: Rejoin = DEFAULT_REJOIN,
-    as_json: AsJson = False,
-) -> None:
+@takes_options
+def run(recipe: RecipeName, overrides: Overrides = None, *, options: Options, as_json: AsJson = False) -> None:
     """Run a recipe, or go on where it was left: finished steps are found, not computed again."""
     with stoppable(warn) as stop_if_asked:
-        from workflows.command.launch import Options
         from workflows.command.recipe import load_recipe
 
-        loaded = load_recipe(recipe, overrides or [])
-        options = Options(
-            store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify, place or (), wait, rejoin
-        )
-        _launch(loaded, options, as_json, stop_if_asked)
+        _launch(load_recipe(recipe, overrides or []), options, as_json, stop_if_asked)
 
 
 @app.command()
+@takes_options
 def resume(
     run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its beginning.")],
-    store: StoreUrl = DEFAULT_STORE,
-    out_folder: Out = DEFAULT_OUT,
-    address: Address = "local",
-    workers: Workers = None,
-    wandb: Wandb = None,
-    checkpoint: Checkpoint = 10.0,
-    fail_fast: FailFast = False,
-    verify: Verify = False,
-    place: Place = None,
-    wait: WaitForNodes = DEFAULT_WAIT_FOR_NODES,
-    rejoin: Rejoin = DEFAULT_REJOIN,
+    *,
+    options: Options,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a recorded run, wherever its recipe file went."""
     with stoppable(warn) as stop_if_asked:
         from workflows.command.inspect import recorded_recipe
-        from workflows.command.launch import Options, open_store
+        from workflows.command.launch import open_store
 
-        loaded = recorded_recipe(open_store(store), run_id)
-        options = Options(
-            store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify, place or (), wait, rejoin
-        )
-        _launch(loaded, options, as_json, stop_if_asked)
+        _launch(recorded_recipe(open_store(options.store), run_id), options, as_json, stop_if_asked)
 
 
 @app.command()
+@takes_options
 def search(
     recipe: Annotated[str, typer.Argument(help="A search: a shipped recipe's name, or the path of a .yaml file.")] = "",
     go_on: Annotated[str, typer.Option("--resume", metavar="STUDY", help="Go on with a recorded search instead.")] = "",
     trials: Annotated[int | None, typer.Option(min=1, help="Trials to ask for, instead of the recipe's.")] = None,
     overrides: Overrides = None,
     study: StudyUrl = None,
-    store: StoreUrl = DEFAULT_STORE,
-    out_folder: Out = DEFAULT_OUT,
-    address: Address = "local",
-    workers: Workers = None,
-    wandb: Wandb = None,
-    checkpoint: Checkpoint = 10.0,
-    fail_fast: FailFast = False,
-    verify: Verify = False,
-    place: Place = None,
-    wait: WaitForNodes = DEFAULT_WAIT_FOR_NODES,
-    rejoin: Rejoin = DEFAULT_REJOIN,
+    *,
+    options: Options,
     as_json: AsJson = False,
 ) -> None:
     """Search a space of recipes, or go on with a search: trials share what they have in common."""
     with stoppable(warn) as stop_if_asked:
-        from workflows.command.launch import Options, open_store
+        from workflows.command.launch import open_store
         from workflows.command.search import loaded_search
 
-        loaded = loaded_search(recipe, go_on, lambda: open_store(store), overrides or [], trials)
-        options = Options(
-            store, out_folder, address, workers, wandb, checkpoint, fail_fast, verify, place or (), wait, rejoin, study
-        )
-        _launch(loaded, options, as_json, stop_if_asked)
+        loaded = loaded_search(recipe, go_on, lambda: open_store(options.store), overrides or [], trials)
+        _launch(loaded, replace(options, study=study), as_json, stop_if_asked)
 
 
 @app.command()
@@ -349,34 +296,8 @@ def _launch(recipe: Recipe, options: Options, as_json: bool, stop_if_asked: Call
     for problem in ended.problems:
         warn(problem)
     if ended.code:
-        warn(f"to go on: {_resume_command(ended.run, options)}")
+        warn(f"to go on: {resume_command(ended.run, options)}")
         raise typer.Exit(ended.code)
-
-
-def _resume_command(run: str, options: Options) -> str:
-    """The command that goes on with a run where and how it ran."""
-    words = (
-        ["hedgerow", "search", "--resume", run, "--study", options.study]
-        if options.study
-        else ["hedgerow", "resume", run]
-    )
-    if options.store not in (DEFAULT_STORE, os.environ.get("HEDGEROW_STORE")):
-        words += ["--store", options.store]
-    if options.out != DEFAULT_OUT:
-        words += ["--out", str(options.out)]
-    if options.address != "local":
-        words += ["--address", options.address]
-    if options.workers:
-        words += ["--workers", str(options.workers)]
-    if options.wandb:
-        words += ["--wandb", options.wandb]
-    for place in options.place:
-        words += ["--place", place]
-    if options.wait_for_nodes != DEFAULT_WAIT_FOR_NODES:
-        words += ["--wait-for-nodes", f"{options.wait_for_nodes:g}"]
-    if options.rejoin != DEFAULT_REJOIN:
-        words += ["--rejoin", f"{options.rejoin:g}"]
-    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,30 @@
-"""The options that several commands share."""
+"""The options that several commands share, and the command line that repeats them."""
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
+
+from cluster.order import Terms
+
+STORE = "HEDGEROW_STORE"
+"""The variable of the environment that names the store when `--store` does not."""
+DEFAULT_STORE = "hedgerow-store"
+DEFAULT_OUT = Path("hedgerow-results")
 
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a field of the recipe.")]
 StoreUrl = Annotated[
     str,
-    typer.Option(
-        "--store", envvar="HEDGEROW_STORE", help="A folder, or s3://, gs://, az:// URL, that keeps all results."
-    ),
+    typer.Option("--store", envvar=STORE, help="A folder, or s3://, gs://, az:// URL, that keeps all results."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for tables, figures and offline tracking.")]
@@ -54,7 +65,75 @@ Rejoin = Annotated[
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Check every stored file against its digest before reuse.")]
 
-DEFAULT_WAIT_FOR_NODES = 600.0
-DEFAULT_REJOIN = 10.0
-DEFAULT_STORE = "hedgerow-store"
-DEFAULT_OUT = Path("hedgerow-results")
+
+@dataclass(frozen=True)
+class Options:
+    """How and where to run: nothing of it changes results.
+
+    A field that bears a mark of typer's is an option of every command that runs a recipe; its flag is its name.
+    """
+
+    store: StoreUrl = DEFAULT_STORE
+    out: Out = DEFAULT_OUT
+    address: Address = "local"
+    workers: Workers = None
+    wandb: Wandb = None
+    """W&B mode; online for those who have an API key, offline for others, when not given."""
+    checkpoint: Checkpoint = Terms.checkpoint
+    fail_fast: FailFast = False
+    verify: Verify = False
+    place: Place = None
+    """What steps need of a node, as `[KIND:]NAME=VALUE`."""
+    wait_for_nodes: WaitForNodes = 600.0
+    """Seconds for which a step waits when no node of a cluster can run it; those of a local session never change."""
+    rejoin: Rejoin = 10.0
+    """Minutes to wait for a cluster that was lost."""
+    study: str | None = None
+    """Where a search shows itself as an Optuna study; in the folder of its report unless given. No other command has
+    it, so it bears no mark."""
+
+
+def takes_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command for typer the marked fields of `Options`, in the place of its parameter `options`.
+
+    Args:
+        command: with a parameter `options`, which takes an `Options`.
+    """
+    shown = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=getattr(Options, name), annotation=hint)
+        for name, hint in get_type_hints(Options, include_extras=True).items()
+        if get_origin(hint) is Annotated
+    ]
+    described = signature(command, eval_str=True)
+    own = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in described.parameters.values()]
+    place = [parameter.name for parameter in own].index("options")
+
+    @wraps(command)
+    def told(**given: Any) -> None:
+        options = Options(**{each.name: given.pop(each.name) for each in shown})
+        command(**given, options=options)
+
+    parameters = [*own[:place], *shown, *own[place + 1 :]]
+    told.__signature__ = described.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return told
+
+
+def resume_command(run: str, options: Options) -> str:
+    """The command that goes on with a run where and how it ran.
+
+    Args:
+        run: its id.
+        options: it ran with; those that are as they would be anyway are not repeated.
+    """
+    words = ["hedgerow", "search", "--resume", run] if options.study else ["hedgerow", "resume", run]
+    usual = Options(store=os.environ.get(STORE) or DEFAULT_STORE)
+    for field in fields(Options):
+        value, flag = getattr(options, field.name), "--" + field.name.replace("_", "-")
+        if value == getattr(usual, field.name):
+            continue
+        if value is True:
+            words.append(flag)
+        else:
+            for each in value if isinstance(value, list) else [value]:
+                words += [flag, str(each).removesuffix(".0") if isinstance(each, float) else str(each)]
+    return shlex.join(words)
