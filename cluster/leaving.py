@@ -23,7 +23,6 @@ from typing import Any
 
 import psutil
 
-SERVICES = {"aws": "http://169.254.169.254", "gcp": "http://metadata.google.internal"}
 ANSWER = 5.0
 """Seconds that the cluster's head, or the metadata service, has to answer."""
 AGAIN = 1.0
@@ -91,33 +90,32 @@ def _alive_here(head: Any) -> list[dict[str, Any]]:
     ]
 
 
-def notified_by_aws(service: str) -> bool:
+def notified_by_aws(service: str = "http://169.254.169.254") -> bool:
     """Whether EC2 will take this machine back: two minutes before, the service knows a `spot/instance-action`."""
     token = _ask(f"{service}/latest/api/token", "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
     return _ask(f"{service}/latest/meta-data/spot/instance-action", "GET", {"X-aws-ec2-metadata-token": token}) != ""
 
 
-def notified_by_gcp(service: str) -> bool:
+def notified_by_gcp(service: str = "http://metadata.google.internal") -> bool:
     """Whether Compute Engine takes this machine back: `preempted` becomes TRUE, 30 seconds before."""
     answer = _ask(f"{service}/computeMetadata/v1/instance/preempted", "GET", {"Metadata-Flavor": "Google"})
     return answer.strip() == "TRUE"
 
 
-CLOUDS: dict[str, Callable[[str], bool]] = {"aws": notified_by_aws, "gcp": notified_by_gcp}
+CLOUDS: dict[str, Callable[[], bool]] = {"aws": notified_by_aws, "gcp": notified_by_gcp}
 """Whether the cloud has given notice to this machine, by the cloud's name."""
 
 
-def await_notice(cloud: str, service: str | None = None, pause: float = 2.0) -> None:
+def await_notice(notified: Callable[[], bool], pause: float = 2.0) -> None:
     """Returns when the cloud says that it will take this machine back.
 
     Args:
-        cloud: `aws` or `gcp`.
-        service: the metadata service; the cloud's own when None.
+        notified: one of `CLOUDS`.
         pause: seconds between two looks.
     """
     while True:
         with contextlib.suppress(*UNCLEAR):  # busy, or not there yet: the next look will tell
-            if CLOUDS[cloud](service or SERVICES[cloud]):
+            if notified():
                 return
         time.sleep(pause)
 
@@ -141,17 +139,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--within", type=int, required=True, metavar="SECONDS", help="until the machine is gone")
     parser.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="of the head; default: RAY_ADDRESS")
     parser.add_argument("--on-notice", choices=sorted(CLOUDS), metavar="CLOUD", help="wait for this cloud's notice")
-    parser.add_argument("--service", help="the metadata service, where it is not the cloud's usual one")
     options = parser.parse_args(arguments)
     if not options.address:
         parser.error("--address HOST:PORT: which cluster to leave")
     if options.on_notice:
-        await_notice(options.on_notice, options.service)
+        await_notice(CLOUDS[options.on_notice])
     signal.alarm(options.within + 1)  # Ray's client asks a head that is frozen for ever
     try:
         left = _leave_in_time(options.address, options.within, on_notice=bool(options.on_notice))
     except Exception as error:  # of the network or of Ray, as above
-        sys.stdout.write(f"{options.address}: {error}: there is no cluster to leave\n")
+        sys.stdout.write(f"{options.address}: could not leave: {error}\n")
         return 1
     sys.stdout.write(f"leaving within {options.within} s: {', '.join(left) or 'no node of this machine'}\n")
     return 0

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from cluster.failures import first_line
 from cluster.settings import RAY_ENVIRONMENT
+from cluster.token import Token, find, mode
 
 OURS = {**RAY_ENVIRONMENT, "RAY_DEDUP_LOGS": "0"}
 A_DAY = str(24 * 60 * 60)
@@ -25,6 +26,10 @@ _abandoned = threading.Event()
 
 class ClusterUnreachable(RuntimeError):
     """No Ray cluster answers at the address."""
+
+
+class TokenRefused(ClusterUnreachable):
+    """There is a cluster, and another token than the one that was found here, if any, may open it."""
 
 
 @contextlib.contextmanager
@@ -41,7 +46,8 @@ def session(address: str = "local", cpus: int | None = None, gpus: float | None 
 
     Raises:
         ValueError: the address is none.
-        ClusterUnreachable: nothing answers at the address, or it refuses the token.
+        ClusterUnreachable: nothing answers at the address.
+        TokenRefused: what answers wants a token, and there is none here or another.
     """
     check_address(address)
     for name, value in OURS.items():
@@ -50,7 +56,7 @@ def session(address: str = "local", cpus: int | None = None, gpus: float | None 
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", auth_mode())
+        os.environ.setdefault("RAY_AUTH_MODE", mode(os.environ))
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # else a line a second while a token is refused
         # A minute after its last word with the head Ray ends a process, whatever else that still has to say or to do.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", A_DAY)
@@ -139,29 +145,31 @@ def check_address(address: str) -> None:
 
 
 def check_head(address: str) -> None:
-    """Asks the head for a sign of life, and is told in milliseconds what is wrong: Ray itself would try for minutes."""
+    """Asks the head for a sign of life, and is told in milliseconds what is wrong: Ray itself would try for minutes.
+
+    Raises:
+        ClusterUnreachable: no head answers.
+        TokenRefused: it wants a token, and there is none here or another.
+    """
     import grpc
     from ray._private import services
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
-    from ray.exceptions import AuthenticationError
 
     told = f"--address {address}"
     try:
         found = services.canonicalize_bootstrap_address(address)
-        token = AuthenticationTokenLoader.instance().get_token_for_http_header()
     except (OSError, OverflowError, ValueError) as error:
         raise ClusterUnreachable(f"{told}: {first_line(error)} (is the cluster up?)") from None
-    except AuthenticationError:
-        raise ClusterUnreachable(f"{told}: RAY_AUTH_MODE is token, but there is none: set RAY_AUTH_TOKEN") from None
+    token = _token(told)
     with grpc.insecure_channel(found) as channel:
         check = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
         try:
-            check(b"", timeout=5, metadata=[(name.lower(), value) for name, value in token.items()])
+            check(b"", timeout=5, metadata=[("authorization", f"Bearer {token.value}")] if token else [])
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                wrong = f"the cluster refuses the token in {_token_place()}" if token else "the cluster wants a token"
+                wrong = f"the cluster refuses the token in {token.place}" if token else "the cluster wants a token"
                 why = f"{wrong} (set RAY_AUTH_TOKEN to the one that it was started with)"
-            elif error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise TokenRefused(f"{told}: {why}") from None
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 why = (
                     "somebody listens, but does not answer as Ray's head does (is it the right port, and the head up?)"
                 )
@@ -170,14 +178,14 @@ def check_head(address: str) -> None:
             raise ClusterUnreachable(f"{told}: {why}") from None
 
 
-def _token_place() -> str:
-    """Where Ray has found its token: it looks here in this order."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return "RAY_AUTH_TOKEN"
-    return os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
-
-
-def auth_mode() -> str:
-    """How a cluster is joined: as the environment says, or else with a token if it holds one."""
-    has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return os.environ.get("RAY_AUTH_MODE", "token" if has_token else "disabled")
+def _token(told: str) -> Token | None:
+    """What Ray will show to the head; nothing where it is to show none."""
+    if mode(os.environ) != "token":
+        return None
+    try:
+        token = find(os.environ)
+    except ValueError as error:
+        raise TokenRefused(f"{told}: {error}") from None
+    if token is None:
+        raise TokenRefused(f"{told}: RAY_AUTH_MODE is token, but there is none: set RAY_AUTH_TOKEN")
+    return token

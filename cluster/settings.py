@@ -13,5 +13,11 @@ RAY_ENVIRONMENT = {
 }
 """For every process of a cluster, the driver's too: Ray reads them once, when a process starts."""
 
-JOB_SERVER = "http://127.0.0.1:8265"
-"""Where a cluster's job server is asked for unless somebody says otherwise; Ray's own port."""
+HEAD_PORT = 6379
+"""Where a head listens for its nodes and drivers; Ray's own port."""
+DASHBOARD_PORT = 8265
+"""Where a head serves its dashboard, and with it the job server; Ray's own port."""
+JOB_SERVER = f"http://127.0.0.1:{DASHBOARD_PORT}"
+"""Where a cluster's job server is asked for unless somebody says otherwise."""
+STOP_WAIT = 60
+"""Seconds in which a stopped command may save the state of its steps; Ray's own patience is 3."""

@@ -18,6 +18,8 @@ from urllib.parse import unquote, urlsplit
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
+from cluster.secret import without_secrets
+
 SCHEMES = ("file", "memory", "s3", "gs", "az")
 ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
@@ -27,8 +29,6 @@ ENDPOINTS = {
 """Where the environment names a server of one's own; without https only if it says so."""
 METADATA_SERVICE = "169.254.169.254"
 """Whom clients of every cloud ask for credentials when the environment holds none."""
-SECRET = re.compile("SECRET|TOKEN|KEY|SAS|PASSWORD")
-"""Names of variables whose values no message repeats."""
 PART = 8 * 2**20
 """Bytes: an object of more than two parts is read from a remote store in parts, several at once."""
 SIDE_BY_SIDE = 8
@@ -306,12 +306,4 @@ def _first_line(error: BaseException) -> str:
         text += ": set AZURE_STORAGE_ACCOUNT_NAME"
     if METADATA_SERVICE in text:
         text = "no credentials: not in the environment (AWS_*, AZURE_STORAGE_*, GOOGLE_*), nor of this machine"
-    return _without_secrets(text, os.environ)
-
-
-def _without_secrets(text: str, environment: Mapping[str, str]) -> str:
-    """What a service says may repeat what it was given, and errors are recorded."""
-    for name, value in environment.items():
-        if SECRET.search(name) and len(value) > 5:
-            text = text.replace(value, "***")
-    return text
+    return without_secrets(text, os.environ)

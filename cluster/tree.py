@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import io
 import json
@@ -16,28 +15,24 @@ from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
+from cluster import secret
+
 LIMIT = 100
 """MB of files that are sent unless more is asked for: Ray's job server takes no package over 105 MB."""
 IGNORE_FILES = (".gitignore", ".rayignore")
 """Both are read in every folder; the second, of the same form, is for what git keeps and a cluster does not need."""
-NEVER = GitIgnoreSpec.from_lines(
-    [
-        ".git", "__pycache__/", "*.pyc", "node_modules/", "hedgerow-store/", "hedgerow-results/", ".hedgerow-jobs/",
-        "/wandb/", ".DS_Store",
-    ]
+NEVER = (
+    ".git", "__pycache__", "*.pyc", "node_modules", "hedgerow-store", "hedgerow-results", ".hedgerow-jobs", ".DS_Store",
 )  # fmt: skip
+"""Names of what goes from no tree, whatever git keeps."""
+OUR_OWN = (".venv*", "*.egg-info", ".hypothesis", ".*_cache", "build", "dist", "tests", "wandb", "hedgerow-*")
+"""Names of what is in hedgerow's own working tree, and is not needed to install it."""
+LEFT_OUT = (*NEVER, *OUR_OWN, *secret.FILES)
+"""What of hedgerow's own working tree goes to no node; read alike by rsync, by Docker behind `**/`, and by git."""
 ENVIRONMENTS = ("pyvenv.cfg", "conda-meta")
 """What a folder holds that is a virtual environment."""
-SECRET_FILES = (
-    ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.kdbx", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519",
-    ".netrc", "_netrc", ".git-credentials", ".pypirc", ".pgpass", ".htpasswd", "credentials", "credentials.json",
-    "auth_token", "token", "*.token", "kubeconfig",
-)  # fmt: skip
-NOT_SECRET = (".env.example", ".env.sample", ".env.template", ".env.dist")
-SECRET_NAME = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)S?($|_)", re.IGNORECASE)
 PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY( BLOCK)?-----")
-SHORTEST_SECRET = 12
-"""Characters; what is shorter stands in many a file by chance."""
+_NEVER = GitIgnoreSpec.from_lines([*NEVER, "/wandb/"])
 SHOWN = 10
 """Lines of a kind in an error."""
 
@@ -86,18 +81,13 @@ def pack(
     refused += [
         f"{file.path}: looks like a secret{_way_out(file.path)}"
         for file in files
-        if file.path not in allowed and _is_secret(file.path)
+        if file.path not in allowed and secret.is_secret_file(file.path)
     ]
     _refuse(refused)
     if not files:
         raise ValueError(f"--tree {root}: there are no files to send; `--tree none` sends none")
     _check_size(files, limit)
-    return _zip(root, files, allowed, _sought(secrets or {}))
-
-
-def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that hold a secret, by their names."""
-    return {name: value for name, value in environment.items() if value and SECRET_NAME.search(name)}
+    return _zip(root, files, allowed, {name: value.encode() for name, value in (secrets or {}).items()})
 
 
 def _select(root: Path, without: Collection[Path]) -> tuple[list[_File], list[str]]:
@@ -156,7 +146,7 @@ class _Ignored:
     def holds(self, path: Path, is_folder: bool) -> bool:
         """Whether a path is ignored: the deepest file that says anything of it is right."""
         slash = "/" if is_folder else ""
-        if NEVER.match_file(path.relative_to(self.root).as_posix() + slash):
+        if _NEVER.match_file(path.relative_to(self.root).as_posix() + slash):
             return True
         for folder, spec in self.rules:
             said = spec.check_file(path.relative_to(folder).as_posix() + slash).include
@@ -186,11 +176,6 @@ def _unfit(name: str, entry: os.DirEntry[str]) -> str | None:
     return None
 
 
-def _is_secret(path: str) -> bool:
-    name = path.rsplit("/", 1)[-1].lower()
-    return name not in NOT_SECRET and any(fnmatch.fnmatchcase(name, pattern) for pattern in SECRET_FILES)
-
-
 def _way_out(path: str) -> str:
     return f": ignore it in .gitignore, or say `--allow {path}`"
 
@@ -215,15 +200,6 @@ def _check_size(files: list[_File], limit: float) -> None:
             ]
         )
     )
-
-
-def _sought(secrets: Mapping[str, str]) -> dict[str, bytes]:
-    """The values to look for: a path to a secret is none."""
-    return {
-        name: value.encode()
-        for name, value in secrets.items()
-        if len(value) >= SHORTEST_SECRET and not (value.startswith("/") and os.path.exists(value))
-    }
 
 
 def _zip(root: Path, files: list[_File], allowed: Collection[str], secrets: Mapping[str, bytes]) -> Package:

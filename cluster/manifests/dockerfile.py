@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cluster.manifests.manifest import Release
+from cluster.tree import LEFT_OUT
 
 
 def image_files(ray: Release, python: Release) -> dict[str, str]:
@@ -33,20 +34,6 @@ USER 1000:1000
 WORKDIR /home/hedgerow
 """
 
-IGNORED = """\
-# What is built, stored or private stays out of the image.
-.git
-.venv*
-**/__pycache__
-**/*.egg-info
-.hypothesis
-.*_cache
-build
-dist
-tests
-wandb
-hedgerow-*
-**/.hedgerow-jobs
-**/.env
-**/*.token
-"""
+IGNORED = "\n".join(
+    ["# What is built, stored or secret stays out of the image.", *(f"**/{name}" for name in LEFT_OUT), ""]
+)

@@ -11,6 +11,7 @@ from pydantic import Field
 from cluster.manifests.dockerfile import image_files
 from cluster.manifests.manifest import ENVIRONMENT, MAKE_TOKEN, Elastic, Group, Image, Name, spelled
 from cluster.manifests.rules import check_cluster, check_job
+from cluster.settings import DASHBOARD_PORT, HEAD_PORT
 
 SPOT: dict[str, dict[str, str]] = {
     "generic": {"node.kubernetes.io/lifecycle": "spot"},
@@ -28,7 +29,8 @@ GPU = {
     "aks": "nvidia.com/gpu.product",
 }
 """The label that names a node's GPU."""
-DASHBOARD = 8265
+FAREWELL = 5
+"""Seconds of a pod's grace that are left for Ray to end by itself, when its node has left the cluster (preStop)."""
 STORE = "/store"
 """Where `claim` is mounted."""
 MARK = "hedgerow-cluster"
@@ -116,8 +118,8 @@ class KubeRay(Elastic):
 
     def _words(self) -> dict[str, str]:
         words = {"name": self.name, "namespace": self.namespace, "secret": self._secret, "mark": MARK, "part": PART}
-        submission = self.submission(60 * self.start_minutes)
-        return {**words, "token": TOKEN.format(**words), "logs": LOGS.format(**words), "submission": submission}
+        words |= {"token": TOKEN.format(**words), "logs": LOGS.format(**words)}
+        return {**words, "submission": self.submission(60 * self.start_minutes), "port": str(DASHBOARD_PORT)}
 
     @property
     def _secret(self) -> str:
@@ -144,7 +146,10 @@ class KubeRay(Elastic):
             "spec": {
                 **mine,
                 "policyTypes": ["Ingress"],
-                "ingress": [{"from": [mine]}, {"from": [operator], "ports": [{"port": DASHBOARD, "protocol": "TCP"}]}],
+                "ingress": [
+                    {"from": [mine]},
+                    {"from": [operator], "ports": [{"port": DASHBOARD_PORT, "protocol": "TCP"}]},
+                ],
             },
         }
         return [namespace, account, policy]
@@ -183,8 +188,8 @@ class KubeRay(Elastic):
     def _head(self, part: str, dashboard: str) -> dict[str, Any]:
         container = self._container("ray-head", self.head_cpus, self.head_memory, self.environment())
         container["ports"] = [
-            {"containerPort": 6379, "name": "gcs-server"},
-            {"containerPort": DASHBOARD, "name": "dashboard"},
+            {"containerPort": HEAD_PORT, "name": "gcs-server"},
+            {"containerPort": DASHBOARD_PORT, "name": "dashboard"},
         ]
         template = self._template(part, container, self.head_memory)
         template["metadata"]["annotations"] = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
@@ -192,7 +197,7 @@ class KubeRay(Elastic):
         return {
             "rayStartParams": {
                 "dashboard-host": dashboard,
-                "dashboard-port": str(DASHBOARD),
+                "dashboard-port": str(DASHBOARD_PORT),
                 "num-cpus": "0",
                 "disable-usage-stats": "true",
             },
@@ -205,7 +210,7 @@ class KubeRay(Elastic):
         if group.gpus:
             container["resources"]["limits"]["nvidia.com/gpu"] = group.gpus
             container["resources"]["requests"]["nvidia.com/gpu"] = group.gpus
-        leave = ["python", "-m", "cluster.leaving", "--within", str(group.grace - 5)]
+        leave = ["python", "-m", "cluster.leaving", "--within", str(group.grace - FAREWELL)]
         container["lifecycle"] = {"preStop": {"exec": {"command": leave}}}
         template = self._template(part, container, group.memory)
         template["spec"] |= {
@@ -312,7 +317,7 @@ CLUSTER = """\
 # A cluster to keep, for `hedgerow submit`. Its dashboard, with the job server, listens on loopback alone, and is
 # reached by those who may forward a port of the head:
 #   head="$(kubectl -n {namespace} get pod -l {mark}={name},{part}=cluster,ray.io/node-type=head -o name)"
-#   kubectl -n {namespace} port-forward "$head" 8265:8265 &
+#   kubectl -n {namespace} port-forward "$head" {port}:{port} &
 #   export RAY_AUTH_TOKEN="$(kubectl -n {namespace} get secret {secret} -o jsonpath='{{.data.auth_token}}' | base64 -d)"
 #   {submission}
 #

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from cluster.settings import JOB_SERVER, RAY_ENVIRONMENT
+from cluster.settings import JOB_SERVER, RAY_ENVIRONMENT, STOP_WAIT
 
 ENVIRONMENT = {
     **RAY_ENVIRONMENT,
@@ -21,11 +21,11 @@ ENVIRONMENT = {
     "RAY_enable_metrics_collection": "0",
     "DASHBOARD_METRIC_PORT": "-1",
     "AUTOSCALER_METRIC_PORT": "-1",
-    "RAY_JOB_STOP_WAIT_TIME_S": "60",
+    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT),
 }
 """For every Ray process and the driver. Ray serves metrics to anybody who asks, and has no switch for those of its
-dashboard and autoscaler: at a port that cannot be opened it goes on without them. A job that is stopped gets a minute
-to save its steps; Ray's own three seconds end it before that."""
+dashboard and autoscaler: at a port that cannot be opened it goes on without them. A job that is stopped gets time
+to save its steps."""
 
 MAKE_TOKEN = """python -c 'import secrets; print(secrets.token_hex(32), end="")'"""
 """Prints a token; what takes it reads a pipe or a file, so that it is on no command line."""

@@ -21,27 +21,15 @@ from cluster.manifests.manifest import (
     exports,
     spelled,
 )
+from cluster.settings import HEAD_PORT
+from cluster.tree import LEFT_OUT
 
 Host = Annotated[str, spelled("[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?", "the name or address of a host")]
 HEAD = "head"
-PORT = 6379
 SOURCE = "~/hedgerow-source"
 """Where the working tree lies on each node."""
 PROFILE = "~/.hedgerow-environment"
 """What every shell on a node reads first, those of the jobs that are submitted too."""
-LEFT_OUT = (
-    ".git",
-    ".venv*",
-    "__pycache__",
-    ".*_cache",
-    ".hypothesis",
-    "tests",
-    "wandb",
-    "hedgerow-*",
-    ".hedgerow-jobs",
-    ".env",
-    "*.token",
-)
 
 
 class _Machines(Setting):
@@ -268,7 +256,7 @@ def _notice(groups: tuple[Group, ...], cloud: str) -> str | None:
     grace = [group.grace for group in groups if group.spot]
     if not grace:
         return None
-    watch = f"python -m cluster.leaving --on-notice {cloud} --within {min(grace)} --address $RAY_HEAD_IP:{PORT}"
+    watch = f"python -m cluster.leaving --on-notice {cloud} --within {min(grace)} --address $RAY_HEAD_IP:{HEAD_PORT}"
     return f"nohup {watch} > ~/leaving.log 2>&1 < /dev/null &"
 
 
@@ -276,7 +264,11 @@ def _common(
     manifest: Manifest, machines: _Machines, notice: str | None, head_options: Mapping[str, str]
 ) -> dict[str, Any]:
     environment = exports(manifest.environment())
-    options = {"port": str(PORT), "dashboard-host": "127.0.0.1", "autoscaling-config": "~/ray_bootstrap_config.yaml"}
+    options = {
+        "port": str(HEAD_PORT),
+        "dashboard-host": "127.0.0.1",
+        "autoscaling-config": "~/ray_bootstrap_config.yaml",
+    }
     head = " ".join(f"--{name}={value}" for name, value in {**options, **head_options}.items())
     start = f"source {PROFILE}; ulimit -n 65536; ray start --disable-usage-stats"
     stop = f"source {PROFILE}; ray stop"
@@ -301,7 +293,7 @@ def _common(
         "head_start_ray_commands": [stop, f"{start} --head {head}"],
         "worker_start_ray_commands": [
             stop,
-            f"{start} --address=$RAY_HEAD_IP:{PORT}",
+            f"{start} --address=$RAY_HEAD_IP:{HEAD_PORT}",
             *([f"source {PROFILE}; {notice}"] if notice else []),
         ],
     }

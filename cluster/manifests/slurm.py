@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from cluster.manifests.manifest import MAKE_TOKEN, Manifest, Path, Word, exports, spelled
+from cluster.settings import HEAD_PORT
 
 STRETCH = 600
 """Seconds, at least, for Ray to start and for work, before the notice that the time is nearly up."""
@@ -43,7 +44,7 @@ class Slurm(Manifest):
     """Shell lines that bring `ray` and `hedgerow` onto the PATH, such as `module load ...` or `source .../activate`."""
     scratch: Path = ".hedgerow-jobs"
     """A folder on storage that all nodes share, of which only this user reads the jobs' tokens."""
-    port: int = Field(default=6379, ge=1024, le=65535)
+    port: int = Field(default=HEAD_PORT, ge=1024, le=65535)
     """Of Ray's head."""
 
     def mistakes(self) -> list[str]:
@@ -125,11 +126,11 @@ SCRIPT = """\
 # line. Ray does not encrypt what it sends, and answers gRPC health checks, /api/healthz and /api/local_raylet_healthz
 # without the token.
 
-set -uo pipefail
 umask 077
 
 @SETUP@
 @ENVIRONMENT@
+set -uo pipefail # only here: what is sourced for modules and environments often reads variables that nobody has set
 
 folder=$(realpath -m "${HEDGEROW_JOBS:-@SCRATCH@}")/$SLURM_JOB_ID
 mkdir -p "$folder" && chmod 700 "$folder" || exit 3
@@ -210,6 +211,7 @@ code=75
 if [ -z "$signalled" ]; then
     @COMMAND@ &
     driver=$!
+    [ -z "$signalled" ] || stop # it came before there was somebody to tell
     code=
     until [ -n "$code" ]; do # a trapped signal ends `wait` too; only its next answer is the driver's
         signalled=

@@ -9,14 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 
-from cluster.leaving import await_notice, main
+from cluster.leaving import CLOUDS, await_notice, main, notified_by_aws, notified_by_gcp
 from tests.cluster.clusters import cluster, free_port
 
 
@@ -47,12 +48,17 @@ def _metadata(pages: dict[tuple[str, str], Any], asked: list[dict[str, str]]) ->
 
 
 def _is_told_after(
-    cloud: str, pages: dict[tuple[str, str], Any], before: Any, page: tuple[str, str], after: Any
+    notified: Callable[[str], bool],
+    pages: dict[tuple[str, str], Any],
+    before: Any,
+    page: tuple[str, str],
+    after: Any,
 ) -> None:
     asked: list[dict[str, str]] = []
     told = threading.Event()
     with _metadata({**pages, page: before}, asked) as service:
-        watching = threading.Thread(target=lambda: (await_notice(cloud, service, pause=0.01), told.set()), daemon=True)
+        ask = partial(notified, service)
+        watching = threading.Thread(target=lambda: (await_notice(ask, pause=0.01), told.set()), daemon=True)
         watching.start()
         until = time.monotonic() + 10
         while len(asked) < 6 and time.monotonic() < until:
@@ -60,21 +66,33 @@ def _is_told_after(
         assert len(asked) >= 6
         assert not told.is_set()
     with _metadata({**pages, page: after}, asked) as service:
-        await_notice(cloud, service, pause=0.01)
+        await_notice(partial(notified, service), pause=0.01)
 
 
 def test_aws_gives_notice_by_a_page_that_appears() -> None:
     page = ("GET", "/latest/meta-data/spot/instance-action")
-    _is_told_after("aws", {("PUT", "/latest/api/token"): (200, "t")}, (404, ""), page, (200, '{"action": "terminate"}'))
+    _is_told_after(
+        notified_by_aws, {("PUT", "/latest/api/token"): (200, "t")}, (404, ""), page, (200, '{"action": "terminate"}')
+    )
 
 
 def test_gcp_gives_notice_by_a_page_that_changes() -> None:
-    _is_told_after("gcp", {}, (200, "FALSE"), ("GET", "/computeMetadata/v1/instance/preempted"), (200, "TRUE"))
+    _is_told_after(
+        notified_by_gcp, {}, (200, "FALSE"), ("GET", "/computeMetadata/v1/instance/preempted"), (200, "TRUE")
+    )
+
+
+def test_each_cloud_is_asked_at_its_own_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("cluster.leaving._ask", lambda url, method, headers: asked.append(url) or "")
+    assert not any(notified() for notified in CLOUDS.values())
+    assert [url.split("/")[2] for url in asked] == ["169.254.169.254", "169.254.169.254", "metadata.google.internal"]
+    assert list(CLOUDS) == ["aws", "gcp"]
 
 
 def test_a_service_that_fails_gives_no_notice() -> None:
     page = ("GET", "/computeMetadata/v1/instance/preempted")
-    _is_told_after("gcp", {}, (503, "TRUE"), page, (200, "TRUE"))
+    _is_told_after(notified_by_gcp, {}, (503, "TRUE"), page, (200, "TRUE"))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +117,7 @@ def test_a_broken_answer_does_not_end_the_watch(answer: bytes) -> None:
 
         serving = threading.Thread(target=serve, daemon=True)
         serving.start()
-        await_notice("gcp", f"http://127.0.0.1:{service.getsockname()[1]}", pause=0.01)
+        await_notice(partial(notified_by_gcp, f"http://127.0.0.1:{service.getsockname()[1]}"), pause=0.01)
         serving.join(5)
         assert not serving.is_alive()
 
@@ -125,7 +143,7 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Head]:
     made = _Head(OSError("no route"), RpcError("UNAVAILABLE"), RuntimeError("what nobody thought of"))
     monkeypatch.setattr("cluster.leaving.leave", made.leave)
     monkeypatch.setattr("cluster.leaving._require_listener", lambda address: None)
-    monkeypatch.setattr("cluster.leaving.await_notice", lambda cloud, service: None)
+    monkeypatch.setattr("cluster.leaving.await_notice", lambda notified: None)
     monkeypatch.setattr("cluster.leaving.AGAIN", 0.2)
     yield made
     signal.alarm(0)
@@ -146,7 +164,7 @@ def test_after_the_notice_it_is_tried_until_the_time_is_up(head: _Head, capsys: 
     head.failures = [OSError(f"no route, {number}") for number in range(100)]
     assert main(["--on-notice", "aws", "--within", "1", "--address", "h:1"]) == 1
     assert 1 < len(head.asked) <= 5
-    assert f"no route, {len(head.asked) - 1}: there is no cluster to leave" in capsys.readouterr().out
+    assert f"h:1: could not leave: no route, {len(head.asked) - 1}\n" in capsys.readouterr().out
 
 
 def test_a_pod_tries_again_when_ray_is_in_trouble_and_not_when_nobody_is_there(head: _Head) -> None:
@@ -180,7 +198,7 @@ def test_a_head_that_is_gone_holds_nobody_up(capsys: pytest.CaptureFixture[str])
     assert main(["--within", "60", "--address", f"127.0.0.1:{free_port()}"]) == 1
     signal.alarm(0)
     assert time.monotonic() - started < 10
-    assert "there is no cluster to leave" in capsys.readouterr().out
+    assert "could not leave: [Errno 111] Connection refused" in capsys.readouterr().out
 
 
 def test_a_head_that_is_frozen_holds_nobody_up_for_longer_than_there_is() -> None:

@@ -16,10 +16,11 @@ from obstore.exceptions import GenericError
 
 from cluster.collect import collect
 from cluster.ledger import Damaged, Ledger, folder_of
+from cluster.order import Order, Terms
 from cluster.runs import Run, finished_steps, write_plan
 from cluster.step import key_of
 from cluster.store import Store, StoreError
-from cluster.worker import Order, Terms, run_step
+from cluster.worker import run_step
 from tests.cluster.toys import Made, Toy
 
 KEY = "ab" * 32
@@ -79,9 +80,13 @@ def refusing() -> Iterator[str]:
 
 
 CREDENTIALS = {
-    "s3://bucket/x": {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "SECRET", "AWS_SESSION_TOKEN": "SECRET"},
-    "az://container/x": {"AZURE_STORAGE_ACCOUNT_NAME": "name", "AZURE_STORAGE_SAS_KEY": "sv=2024-11-04&sig=SECRET"},
-    "gs://bucket/x": {"GOOGLE_BEARER_TOKEN": "SECRET"},
+    "s3://bucket/x": {
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "TOP-SECRET",
+        "AWS_SESSION_TOKEN": "TOP-SECRET",
+    },
+    "az://container/x": {"AZURE_STORAGE_ACCOUNT_NAME": "name", "AZURE_STORAGE_SAS_KEY": "sv=2024-11-04&sig=TOP-SECRET"},
+    "gs://bucket/x": {"GOOGLE_BEARER_TOKEN": "TOP-SECRET"},
 }
 ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "az": "AZURE_STORAGE_ENDPOINT", "gs": "GOOGLE_BASE_URL"}
 

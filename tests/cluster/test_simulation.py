@@ -75,14 +75,15 @@ def test_a_schedule_is_replayed_from_the_command_line() -> None:
     assert "FAULT" in answer.stdout
 
 
-def found(*expected: str) -> None:
-    """Explores until something is violated, and looks whether that is what the planted bug breaks."""
+def found(words: str) -> None:
+    """Explores until what the planted bug breaks is seen to be violated."""
+    others = set()
     for seed in range(ENOUGH):
         violations = explore(seed).violations
-        if violations:
-            assert any(words in violations[0] for words in expected), violations[0]
+        if any(words in violation for violation in violations):
             return
-    raise AssertionError(f"not found within {ENOUGH} schedules")
+        others.update(violations)
+    raise AssertionError(f"not found within {ENOUGH} schedules, but {sorted(others)[:10]}")
 
 
 def test_found_when_a_publication_replaces_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,12 +97,12 @@ def test_found_when_a_publication_replaces_another(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Store, "create", careless)
     monkeypatch.setattr(Ledger, "is_fenced", lambda self, lease: False)
-    found("was replaced by another", "was overwritten")
+    found("was replaced by another")
 
 
 def test_found_when_a_lease_is_taken_from_a_living_holder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pulse, "stopped", lambda self, *beat: True)
-    found("alive and beating", "retried", "does not end")
+    found("alive and beating")
 
 
 def test_found_when_a_silent_attempt_is_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +121,7 @@ def test_found_when_a_damaged_file_is_taken_as_it_is(monkeypatch: pytest.MonkeyP
         return self.store.get(self.manifest["files"][name]["path"]) or b""
 
     monkeypatch.setattr(Published, "stored", unchecked)
-    found("is not what it should be", "holds", "was lost", "does not end", "tried again")
+    found("is not what it should be")
 
 
 def test_found_when_a_manifest_is_written_though_a_file_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,12 +143,12 @@ def test_found_when_two_believe_that_they_created_the_same_object(monkeypatch: p
         return True
 
     monkeypatch.setattr(Store, "create", careless)
-    found("overwritten by another attempt", "under a fence that its writer does not hold")
+    found("overwritten by another attempt")
 
 
 def test_found_when_a_mistake_in_a_task_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Budget, "spend", lambda self, cause, made_progress: True)
-    found("times after", "does not end")
+    found("times after")
 
 
 def test_found_when_leases_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +179,7 @@ def test_found_when_a_leaving_node_takes_its_steps_along(monkeypatch: pytest.Mon
 
 
 def test_found_when_an_attempt_does_not_hear_that_it_should_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_is_asked_to_leave", lambda store, order: False)
+    monkeypatch.setattr(worker, "is_asked_to_leave", lambda store, order: False)
     found("does not leave as it was asked to")
 
 

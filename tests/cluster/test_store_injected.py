@@ -22,8 +22,8 @@ from obstore.store import MemoryStore
 from cluster.failures import StepFailed
 from cluster.flow import Flow
 from cluster.ledger import Damaged, Fenced, Ledger, folder_of
+from cluster.order import Terms
 from cluster.store import Store, StoreError
-from cluster.worker import Terms
 from tests.cluster.conftest import BUCKET
 from tests.cluster.driving import Driver, ThreadExecutor
 from tests.cluster.injected import Fault, Injected
@@ -300,19 +300,6 @@ def test_an_hour_of_skew_changes_nothing_wherever_it_is(
         run(Store(URL, backend), monkeypatch, starts=3)
     assert results(Store(URL, backend.inner)) == undisturbed
     assert {n for path, n in backend.created.items() if path.endswith("/manifest.json")} == {1}
-
-
-@pytest.mark.parametrize("skew", [-3600.0, 3600.0])
-def test_whether_a_lease_is_live_is_asked_of_the_store_s_clock(
-    disk: Store, skew: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ledger = Ledger(disk)
-    lease = ledger.lease(KEY, "a")
-    assert lease is not None
-    right = time.time
-    monkeypatch.setattr(time, "time", lambda: right() + skew)
-    assert ledger.is_live(lease, disk.clock(), 60.0)
-    assert not ledger.is_live(lease, disk.clock() + 61.0, 60.0)
 
 
 # ---- over the wire

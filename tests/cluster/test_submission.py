@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from cluster.session import ClusterUnreachable
-from cluster.submission import Job, JobServer, Patience, Request, follow, start, token_of
+from cluster.job_server import Job, JobServer, Request
+from cluster.session import ClusterUnreachable, TokenRefused
+from cluster.submission import Patience, follow, start
+from cluster.token import Token
 from cluster.tree import Package
 
 REQUEST = Request(("run", "quickstart", "--store", "s3://b/s"), {"WANDB_PROJECT": "p"}, "d" * 64)
@@ -108,30 +110,30 @@ def head() -> Iterator[Double]:
 
 
 def connected(head: Double) -> JobServer:
-    return JobServer.connect(head.url, head.token)
+    return JobServer.connect(head.url, Token(head.token, "RAY_AUTH_TOKEN"))
 
 
 def test_a_token_is_shown_only_to_a_server_that_asks_for_one(head: Double) -> None:
-    head.token = ""
-    JobServer.connect(head.url, "precious").versions()
+    head.token, precious = "", Token("precious", "RAY_AUTH_TOKEN")
+    JobServer.connect(head.url, precious).versions()
     assert set(head.shown) == {""}
     head.token = "precious"
-    assert JobServer.connect(head.url, "precious").versions() == ("2.60.0", "")
+    assert JobServer.connect(head.url, precious).versions() == ("2.60.0", "")
     assert "Bearer precious" in head.shown
 
 
 def test_a_server_that_lets_in_anybody_is_refused_unless_that_is_wanted(head: Double) -> None:
     head.token = ""
     with pytest.raises(ClusterUnreachable, match=r"lets in anybody.*--insecure"):
-        JobServer.connect(head.url, "", insecure=False)
-    JobServer.connect(head.url, "", insecure=True)
+        JobServer.connect(head.url, None, insecure=False)
+    JobServer.connect(head.url, None, insecure=True)
 
 
 def test_a_missing_and_a_wrong_token_are_named(head: Double) -> None:
-    with pytest.raises(ClusterUnreachable, match=r"asks for a token: set RAY_AUTH_TOKEN") as missing:
-        JobServer.connect(head.url, "")
-    with pytest.raises(ClusterUnreachable, match=r"refuses the token") as wrong:
-        JobServer.connect(head.url, "the wrong token")
+    with pytest.raises(TokenRefused, match=r"asks for a token: set RAY_AUTH_TOKEN") as missing:
+        JobServer.connect(head.url, None)
+    with pytest.raises(TokenRefused, match=r"refuses the token in ~/\.ray/auth_token: ") as wrong:
+        JobServer.connect(head.url, Token("the wrong token", "~/.ray/auth_token"))
     assert "\n" not in f"{missing.value}{wrong.value}"
     assert "the wrong token" not in str(wrong.value)
 
@@ -139,17 +141,17 @@ def test_a_missing_and_a_wrong_token_are_named(head: Double) -> None:
 def test_where_nobody_answers_and_where_no_job_server_does_is_said_at_once(head: Double) -> None:
     began = time.monotonic()
     with pytest.raises(ClusterUnreachable, match=r"127\.0\.0\.1:1 does not answer"):
-        JobServer.connect("127.0.0.1:1", "")
+        JobServer.connect("127.0.0.1:1", None)
     assert time.monotonic() - began < 5
     head.spoil = lambda method, path: "404"
     with pytest.raises(ClusterUnreachable, match="no job server"):
-        JobServer.connect(head.url, "")
+        JobServer.connect(head.url, None)
 
 
 @pytest.mark.parametrize("address", ["host", "ftp://host:1", "http://", "host:x", "http://me:word@host:1"])
 def test_what_is_no_address_is_a_wrong_request(address: str) -> None:
     with pytest.raises(ValueError, match="--address"):
-        JobServer.connect(address, "")
+        JobServer.connect(address, None)
 
 
 def test_a_submission_is_named_by_command_files_and_environment() -> None:
@@ -281,12 +283,3 @@ def test_a_job_of_the_same_name_on_a_new_head_is_heard_from_its_beginning(head: 
 
     follow(server, "j", write, NONE, pause=0.01)
     assert heard == ["of the old head\n", "new\n"]
-
-
-def test_a_token_is_read_from_the_environment_or_the_file_it_names(tmp_path: Any) -> None:
-    (tmp_path / "token").write_text("in a file\n")
-    assert token_of({"RAY_AUTH_TOKEN": " t "}) == "t"
-    assert token_of({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}) == "in a file"
-    assert token_of({}) == ""
-    with pytest.raises(ValueError, match="RAY_AUTH_TOKEN_PATH"):
-        token_of({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "gone")})

@@ -17,9 +17,9 @@ from typing import Any
 
 import psutil
 
+from cluster.job_server import JobServer
 from cluster.runs import all_runs, finished_steps
 from cluster.store import Store
-from cluster.submission import JobServer
 from tests.cluster.clusters import Cluster
 from workflows.command import cli
 

@@ -40,10 +40,15 @@ def test_a_good_store_is_found_good_and_left_as_it_was(tmp_path: Path) -> None:
     assert not list(store.paths(""))
 
 
-def test_a_store_that_ignores_conditions_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("overwrites", "tells"), [(True, False), (True, True), (False, False)])
+def test_a_store_that_ignores_conditions_is_wrong(
+    overwrites: bool, tells: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def careless(self: Store, path: str, data: bytes) -> bool:
-        self.put(path, data)
-        return True
+        was_there = self.exists(path)
+        if overwrites or not was_there:
+            self.put(path, data)
+        return not (was_there and tells)
 
     monkeypatch.setattr(Store, "create", careless)
     assert by_name(doctor._store(str(tmp_path)))["conditional puts"].state == "wrong"
@@ -77,6 +82,15 @@ def test_a_cluster_without_a_token_is_told_of(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     assert doctor._ray_token("host:6379").state == "warn"
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret-token")
+    check = doctor._ray_token("host:6379")
+    assert (check.state, "secret" in str(check.record())) == ("ok", False)
+
+
+def test_a_lone_file_is_a_token_and_never_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text("secret-token")
+    (home / ".ray" / "auth_token").chmod(0o600)
     check = doctor._ray_token("host:6379")
     assert (check.state, "secret" in str(check.record())) == ("ok", False)
 

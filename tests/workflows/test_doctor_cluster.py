@@ -44,7 +44,7 @@ GOOD: dict[str, Any] = {
         "disks": {"Ray's temporary folder": {"path": "/tmp/ray", "free": 9e10}},
         "hedgerow": {"version": "0.1.0", "cpus": 4},
         "memory": {"free": 9e10, "total": 1e11},
-        "store": {"first": True, "second": False, "kept": True, "won": True, "marker": "m", "ahead": 0.1},
+        "store": {"one_winner": True, "won": True, "marker": "m", "ahead": 0.1},
         "cache": {"path": "/cache", "free": 9e10},
         "torch": {"version": "2.15.0+cu132", "gpus": 1, "seconds": 2.0},
     },
@@ -87,8 +87,7 @@ def test_nothing_is_wrong_with_a_good_node() -> None:
         ("report.store", {"error": "StoreError: aaaabbbbcccc: refused"}, "wrong", "not reached: refused"),
         ("report.store", None, "wrong", "no answer in time"),
         ("report.store.marker", "", "wrong", "a store of its own"),
-        ("report.store.second", True, "wrong", "both were told that they won"),
-        ("report.store.kept", False, "wrong", "both were told that they won"),
+        ("report.store.one_winner", False, "wrong", "both were told that they won"),
         ("report.store.ahead", -3600.0, "warn", "3600 s off the store's"),
         ("clock", 4600.0, "warn", "3599 s off this machine's"),
         ("clock", 400.0, "warn", "600 s off this machine's"),
@@ -100,6 +99,7 @@ def test_nothing_is_wrong_with_a_good_node() -> None:
         ("report.cache.free", 1e9, "warn", "1.0 GB left for the cache"),
         ("report.environment.RAY_health_check_period_ms", None, "warn", "started without RAY_health_check_period_ms"),
         ("report.environment.RAY_AUTH_MODE", "disabled", "warn", "mode `disabled`"),
+        ("report.environment.RAY_AUTH_MODE", None, "warn", "mode `disabled`"),  # though a file holds a token
         ("report.token_file.mode", 0o644, "warn", "mode 0644"),
         ("report", ["Failed to unpickle"], "wrong", "Failed to unpickle"),
     ],
@@ -110,6 +110,11 @@ def test_each_trouble_is_named_with_the_node_and_what_to_do(path: str, value: An
     assert words in check.found
     assert check.found.startswith("one aaaabbbb: ")
     assert check.advice
+
+
+def test_a_node_whose_hedgerow_cannot_look_for_a_token_has_no_trouble_with_its_token() -> None:
+    error = {"error": "ModuleNotFoundError: No module named 'cluster.token'"}
+    assert troubles(changed("report.token_file", error)) == []
 
 
 def test_a_node_that_says_nothing_is_named() -> None:
@@ -216,6 +221,21 @@ def test_an_address_where_nobody_is_is_one_wrong_line(
     (check,) = check_cluster(address, str(tmp_path / "store"))
     assert (check.state, address in check.found) == ("wrong", True)
     assert check.advice
+
+
+@pytest.mark.parametrize("address", ["token.invalid:1", "http://127.0.0.1:9/token"])
+def test_a_token_is_advised_only_where_one_was_refused(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 32}.items():
+        monkeypatch.setenv(name, value)
+    (away,) = check_cluster(address, str(tmp_path / "store"))
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "gone"))
+    (missing,) = check_cluster(address.replace("token.invalid", "127.0.0.1"), str(tmp_path / "store"))
+    assert "RAY_AUTH_TOKEN" not in away.advice
+    assert f"RAY_AUTH_TOKEN_PATH: {tmp_path}/gone: No such file" in missing.found
+    assert missing.advice == doctor_cluster.TOKEN
 
 
 def told(made: Cluster, address: str, store: Path, **environment: str) -> tuple[int, dict[str, dict[str, str]]]:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from tests.workflows.conftest import SMALL, write_recipe
 from workflows import Workflow
-from workflows.command.recipe import BadRequest, load_recipe, workflow_from_record
+from workflows.command.recipe import BadRequest, load_recipe, read_setting, workflow_from_record
 from workflows.content import SHIPPED, shipped_recipes
 from workflows.imp import IMP
 
@@ -74,6 +74,11 @@ def test_an_override_may_replace_a_list_or_one_place_in_it(tmp_path: Path) -> No
     path = changed(tmp_path, attacks=["fgsm", "fgsm"])
     assert imp(path, "epsilons=[0.1, 0.2]").epsilons == (0.1, 0.2)
     assert [attack.model_dump()["kind"] for attack in imp(path, "attacks.1=pgd").attacks] == ["fgsm", "pgd"]
+
+
+@pytest.mark.parametrize("text", ["24:00:00", "1:30", "-1:30", "1:30.5"])
+def test_a_time_is_no_number_to_the_base_of_sixty(text: str) -> None:
+    assert read_setting(f"time={text}", "a.b=c") == ("time", text)
 
 
 @pytest.mark.parametrize(

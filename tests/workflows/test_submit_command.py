@@ -13,7 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.submission import JobServer, Patience, Request, follow, start
+from cluster.job_server import JobServer, Request
+from cluster.submission import Patience, follow, start
+from cluster.token import Token
 from cluster.tree import pack
 from tests.cluster.clusters import Cluster, cluster
 from tests.workflows.conftest import write_recipe
@@ -45,7 +47,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as environment:
         for name in ("WANDB_MODE", "WANDB_PROJECT", "RAY_AUTH_TOKEN_PATH"):
             environment.delenv(name, raising=False)
-        for name, value in PLANTED.items():
+        for name, value in {**PLANTED, "HOME": str(home)}.items():
             environment.setenv(name, value)
         tracked = {"HOME": str(home), "PATH": path, "WANDB_MODE": "offline"}
         with cluster(dashboard=True, token=PLANTED["RAY_AUTH_TOKEN"], **tracked) as made:
@@ -56,7 +58,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def server(head: Cluster) -> JobServer:
-    return JobServer.connect(f"http://127.0.0.1:{head.dashboard_port}", head.token)
+    return JobServer.connect(f"http://127.0.0.1:{head.dashboard_port}", Token(head.token, "RAY_AUTH_TOKEN"))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +144,7 @@ def test_a_line_cut_mid_log_loses_nothing_and_doubles_nothing(head: Cluster, ser
 
     cutting = threading.Thread(target=cut_thrice)
     cutting.start()
-    through = JobServer.connect(f"http://127.0.0.1:{line.port}", head.token)
+    through = JobServer.connect(f"http://127.0.0.1:{line.port}", Token(head.token, "RAY_AUTH_TOKEN"))
     job = follow(through, name, heard.append, Patience(60, said.append, 0.2), pause=0.05)
     cutting.join()
     line.close()

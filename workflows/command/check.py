@@ -16,8 +16,9 @@ ROOM = 5.0
 """Gigabytes on disk below which a longer run may end for want of room."""
 SKEW = 60.0
 """Seconds between the clocks; object stores refuse requests at some minutes, and `gc` judges ages by theirs."""
+TWO_WINNERS = "of two writers of one object both were told that they won"
 UNCONDITIONAL = "use a store that honours If-None-Match: without it two drivers may overwrite each other's steps"
-"""What to do about a store that tells two writers of one object that they won."""
+"""What is wrong with a store that ignores the condition of a write, and what to do about it."""
 
 NAME = 20
 """Columns of a check's name on a line of its own."""

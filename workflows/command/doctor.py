@@ -18,13 +18,14 @@ from typing import Any
 import psutil
 
 from cluster.failures import first_line
-from cluster.session import ClusterUnreachable, auth_mode, session, usable_cpus
+from cluster.session import ClusterUnreachable, session, usable_cpus
 from cluster.store import Store, StoreError
+from cluster.token import file_of, mode
 from cluster.tracking import choose_mode
 from tasks.component import members
 from tasks.data import Dataset
 from tasks.data.prepared import cache_folder
-from workflows.command.check import GIGABYTE, MEMORY_A_CPU, ROOM, SKEW, UNCONDITIONAL, Check
+from workflows.command.check import GIGABYTE, MEMORY_A_CPU, ROOM, SKEW, TWO_WINNERS, UNCONDITIONAL, Check
 from workflows.command.doctor_cluster import check_cluster
 from workflows.command.probe import try_store
 
@@ -149,11 +150,10 @@ def _tried_store(url: str) -> Iterator[Check]:
         yield Check("store", "wrong", f"{url}: {str(error).removeprefix(f'{folder}/here: ')}", STORE_ADVICE)
         return
     yield Check("store", "ok", f"{store.url}; writes {found['writes']} MB/s, reads {found['reads']} MB/s")
-    if found["first"] and not found["second"] and found["kept"]:
+    if found["one_winner"]:
         yield Check("conditional puts", "ok", "of two writers of one object the first wins, and the second is told")
     else:
-        said = "of two writers of one object both were told that they won"
-        yield Check("conditional puts", "wrong", said, UNCONDITIONAL)
+        yield Check("conditional puts", "wrong", TWO_WINNERS, UNCONDITIONAL)
     skew = abs(found["ahead"])
     late = skew > SKEW
     advice = "set this machine's clock (NTP)" if late else ""
@@ -179,15 +179,15 @@ def _ray() -> Iterator[Check]:
 
 def _ray_token(address: str) -> Check:
     """A file that others can read gives them every cluster that uses it; its content is not looked at."""
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    if file.exists() and (mode := stat.S_IMODE(file.stat().st_mode)) & 0o077:
-        return Check("ray token", "warn", f"{file} has mode {mode:04o}", f"chmod 600 {file}")
+    file = file_of(os.environ)
+    if file.exists() and (rights := stat.S_IMODE(file.stat().st_mode)) & 0o077:
+        return Check("ray token", "warn", f"{file} has mode {rights:04o}", f"chmod 600 {file}")
     if address == "local":
         return Check("ray token", "ok", "a fresh one for each local session, kept in memory")
-    if auth_mode() == "token":
+    if mode(os.environ) == "token":
         return Check("ray token", "ok", "mode `token`")
     advice = "whoever reaches the cluster can run code on it: start it with RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN"
-    return Check("ray token", "warn", "mode `disabled`: no token in the environment", advice)
+    return Check("ray token", "warn", "mode `disabled`: no token was found", advice)
 
 
 def _tracking() -> Check:

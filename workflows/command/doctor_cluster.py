@@ -15,11 +15,11 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cluster.session import ClusterUnreachable, auth_mode, check_address, check_head
+from cluster.job_server import JobServer, Request, Unanswered
+from cluster.session import ClusterUnreachable, TokenRefused, check_address, check_head
 from cluster.settings import RAY_ENVIRONMENT
 from cluster.store import Store, StoreError
-from cluster.submission import JobServer, Request, token_of
-from cluster.submission import Unanswered as Unready
+from cluster.token import Token, find, mode
 from workflows.command import probe
 from workflows.command.check import Check
 from workflows.command.node_checks import Node, judge
@@ -42,7 +42,7 @@ TOKEN = (
 )
 
 
-class Unanswered(Exception):
+class NotAsked(Exception):
     """The cluster could not be asked."""
 
     def __init__(self, found: str, advice: str) -> None:
@@ -62,12 +62,12 @@ def check_cluster(address: str, store_url: str, reached: bool = True) -> list[Ch
         if "://" in address:
             return list(_by_job(address, store_url))
         check_address(address)
-        os.environ.setdefault("RAY_AUTH_MODE", auth_mode())  # Ray reads it once a process
+        os.environ.setdefault("RAY_AUTH_MODE", mode(os.environ))  # Ray reads it once a process
         check_head(address)
         return _by_driver(address, store_url, reached)
     except ClusterUnreachable as error:
-        return [Check("ray session", "wrong", str(error), TOKEN if "token" in str(error).lower() else "start it")]
-    except Unanswered as problem:
+        return [Check("ray session", "wrong", str(error), _advice(error, "start it"))]
+    except NotAsked as problem:
         return [problem.check]
     except ValueError as error:
         return [Check("ray session", "wrong", str(error), "give one of these, or http://HOST:PORT of a dashboard")]
@@ -107,7 +107,7 @@ def ask(address: str, store_url: str, folder: str) -> dict[str, Any]:
         folder: in the store, for their tries.
 
     Raises:
-        Unanswered: the cluster is not there, refuses, or does not answer.
+        NotAsked: the cluster is not there, refuses, or does not answer.
     """
     request = {
         "address": address,
@@ -136,21 +136,21 @@ def ask(address: str, store_url: str, folder: str) -> dict[str, Any]:
     if not lines:
         late = f"no answer within {LIMIT:g} s: its head is frozen or cut off"
         found = f"--address {address}: {complaint[-1].strip() if complaint else late}"
-        raise Unanswered(found, "is the cluster up, and its head?")
+        raise NotAsked(found, "is the cluster up, and its head?")
     answer: dict[str, Any] = json.loads(lines[0].removeprefix(probe.MARK))
     if "error" in answer:
         raise _explained(address, answer["error"])
     return answer
 
 
-def _explained(address: str, error: str) -> Unanswered:
+def _explained(address: str, error: str) -> NotAsked:
     """Ray's reason in a line, with what to do about it."""
     if "Version mismatch" in error:
         versions = [line.strip() for line in error.splitlines() if line.strip().startswith(("Ray:", "Python:"))]
         cluster, here = (" and ".join(part).replace(":", "") for part in (versions[:2], versions[2:4]))
         advice = "install the cluster's versions here, or run from there: `hedgerow submit`"
-        return Unanswered(f"--address {address}: the cluster has {cluster}, this process {here}", advice)
-    return Unanswered(f"--address {address}: {' '.join(error.split())}", "is the cluster up, and this machine in it?")
+        return NotAsked(f"--address {address}: the cluster has {cluster}, this process {here}", advice)
+    return NotAsked(f"--address {address}: {' '.join(error.split())}", "is the cluster up, and this machine in it?")
 
 
 def _text(file: Any) -> str:
@@ -161,8 +161,7 @@ def _text(file: Any) -> str:
 def _by_job(address: str, store_url: str) -> Iterator[Check]:
     """What `doctor` says when it runs on the cluster's head."""
     try:
-        token = token_of(os.environ)
-        server = JobServer.connect(address, token)
+        server = JobServer.connect(address, _token())
         ray, python = server.versions()
         yield Check("job server", "ok", f"{address}: Ray {ray}" + (f", Python {python}" if python else ""))
         yield _lock_check(address)
@@ -178,7 +177,23 @@ def _by_job(address: str, store_url: str) -> Iterator[Check]:
             return
         yield from _checks_in(server.logs(job_id), job.message)
     except ClusterUnreachable as error:
-        yield Check("job server", "wrong", str(error), TOKEN if "token" in str(error) else "is the cluster up?")
+        yield Check("job server", "wrong", str(error), _advice(error, "is the cluster up?"))
+
+
+def _token() -> Token | None:
+    """The token that is found here.
+
+    Raises:
+        TokenRefused: the file that is named holds none.
+    """
+    try:
+        return find(os.environ)
+    except ValueError as error:
+        raise TokenRefused(str(error)) from None
+
+
+def _advice(error: ClusterUnreachable, otherwise: str) -> str:
+    return TOKEN if isinstance(error, TokenRefused) else otherwise
 
 
 def _submit(server: JobServer, job_id: str, words: tuple[str, ...], until: float) -> None:
@@ -187,7 +202,7 @@ def _submit(server: JobServer, job_id: str, words: tuple[str, ...], until: float
         try:
             server.submit(job_id, Request(words, {}))
             return
-        except Unready:
+        except Unanswered:
             if time.monotonic() > until - JOB_LIMIT + READY:
                 raise
             time.sleep(1.0)
@@ -196,7 +211,7 @@ def _submit(server: JobServer, job_id: str, words: tuple[str, ...], until: float
 def _lock_check(address: str) -> Check:
     """Whether the job server lets in who has no token."""
     try:
-        JobServer.connect(address, "")
+        JobServer.connect(address, None)
     except ClusterUnreachable:
         return Check("job server's lock", "ok", "who has no token is sent away")
     advice = "start the cluster with RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workflows.command.options import AsJson
-from workflows.command.recipe import BadRequest
+from workflows.command.recipe import BadRequest, read_setting
 from workflows.command.terminal import out, print_json, print_line
 
 if TYPE_CHECKING:
@@ -152,19 +152,11 @@ def check_command(command: Sequence[str], sees_files: bool) -> None:
 
 
 def _override(content: dict[str, Any], override: str) -> None:
-    import yaml
-
-    field, equals, text = override.partition("=")
-    if not equals or not field:
-        raise BadRequest(f"--set {override}: give it as field=value")
+    field, value = read_setting(override, "field=value")
     if field in content:
         variable = " (or HEDGEROW_STORE)" if field == "store" else ""
         raise BadRequest(f"--set {override}: another --set, or an option{variable}, gives {field} too; leave one out")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise BadRequest(f"--set {override}: '{text}' is not a YAML value") from None
-    content[field] = text if isinstance(value, int) and not isinstance(value, bool) and ":" in text else value
+    content[field] = value
 
 
 def _refuse_unknown(target: str, kind: type[Manifest], content: Mapping[str, Any]) -> None:

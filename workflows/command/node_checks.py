@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.settings import RAY_ENVIRONMENT
-from workflows.command.check import GIGABYTE, MEMORY_A_CPU, ROOM, SKEW, UNCONDITIONAL, Check, State
+from workflows.command.check import GIGABYTE, MEMORY_A_CPU, ROOM, SKEW, TWO_WINNERS, UNCONDITIONAL, Check, State
 from workflows.command.probe import THREADS
 
 LATE = "no answer in time"
@@ -144,8 +144,8 @@ def _store(node: Node, here: Mapping[str, str]) -> Iterator[Finding]:
     elif here["marker"] and store["marker"] != here["marker"]:
         advice = "give a folder that all machines share, or the URL of an object store"
         yield Finding("wrong", "has a store of its own: what was written here is not there", advice)
-    elif not store["first"] or store["second"] or not store["kept"]:
-        yield Finding("wrong", "of two writers of one object both were told that they won", UNCONDITIONAL)
+    elif not store["one_winner"]:
+        yield Finding("wrong", TWO_WINNERS, UNCONDITIONAL)
 
 
 def _race(nodes: Sequence[Node], marker: str) -> Iterator[Check]:
@@ -221,10 +221,10 @@ def _settings(node: Node, here: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _token(node: Node, here: Mapping[str, str]) -> Iterator[Finding]:
-    file = node.report["token_file"]
-    mode = node.report["environment"].get("RAY_AUTH_MODE") or ("token" if file else "disabled")
-    if mode == "disabled":
+    file = node.part("token_file")
+    # Unset, it is `disabled`, whatever files there are: a head that has turned tokens on by itself has set it, too.
+    if node.report["environment"].get("RAY_AUTH_MODE", "disabled") == "disabled":
         advice = "start the cluster with RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN"
         yield Finding("warn", "mode `disabled`: whoever reaches it can run programs there", advice)
-    if file and file["mode"] & 0o077:
+    if file.get("mode", 0) & 0o077:
         yield Finding("warn", f"others can read {file['path']} (mode {file['mode']:04o})", f"chmod 600 {file['path']}")

@@ -20,7 +20,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cluster.store import Store
 
 MARK = "hedgerow-probe:"
 """What the line with the answer begins with: a job's log holds more."""
@@ -28,6 +31,28 @@ PAYLOAD = 4 * 2**20
 """Bytes that are written and read to time the store: the weights of a small network, in one request."""
 TORCH = "import json, torch; print(json.dumps([torch.__version__, torch.cuda.device_count()]))"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def has_one_winner(store: Store, path: str) -> bool:
+    """Whether of two writers of one object the first wins, and the second is told: what leases are built from.
+
+    Args:
+        store: where to try it, with some requests.
+        path: of an object that nobody else writes; it is removed.
+
+    Raises:
+        StoreError: the store does not do what was asked, or does not give back what was written.
+    """
+    from cluster.store import StoreError
+
+    first, second = os.urandom(8), os.urandom(8)
+    won = store.create(path, first)
+    if not won or store.get(path) != first:
+        raise StoreError("what was written cannot be read back")
+    won_too = store.create(path, second)
+    kept = store.get(path) == first
+    store.delete([path])
+    return kept and not won_too
 
 
 def try_store(url: str, folder: str, writer: str) -> dict[str, Any]:
@@ -39,33 +64,29 @@ def try_store(url: str, folder: str, writer: str) -> dict[str, Any]:
         writer: a name that no other writer has.
 
     Returns:
-        `first`, `second`: whether the first and the second writer of one object were told that they won; `kept`:
-        whether the first one's bytes stand; `marker`: what it says; `won`: whether the race was; `writes`, `reads`:
-        MB/s; `ahead`: seconds by which the store's clock is ahead.
+        `one_winner`: as `has_one_winner`; `marker`: what it says; `won`: whether the race was; `writes`, `reads`: MB/s;
+        `ahead`: seconds by which the store's clock is ahead.
 
     Raises:
         StoreError: the store does not do what was asked.
         ValueError: the URL is none.
     """
-    from cluster.store import Store
+    from cluster.store import Store, StoreError
 
     store = Store.open(url)
     probe = f"{folder}/{writer}"
-    one, two = f"{writer} first".encode(), f"{writer} second".encode()
-    first, second = store.create(probe, one), store.create(probe, two)
-    kept = store.get(probe) == one
+    one_winner = has_one_winner(store, probe)
     payload = os.urandom(PAYLOAD)
     began = time.monotonic()
     store.put(probe, payload)
     written = time.monotonic()
-    same = store.get(probe) == payload
+    if store.get(probe) != payload:
+        raise StoreError("what was written cannot be read back")
     read = time.monotonic()
     store.delete([probe])
     writes, reads = (PAYLOAD / 1e6 / max(seconds, 1e-6) for seconds in (written - began, read - written))
     return {
-        "first": first,
-        "second": second,
-        "kept": kept and same,
+        "one_winner": one_winner,
         "won": store.create(f"{folder}/race", writer.encode()),
         "marker": (store.get(f"{folder}/marker") or b"").decode(),
         "writes": round(writes),
@@ -87,7 +108,6 @@ def look(request: Mapping[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "environment": {name: environment[name] for name in request["environment"] if name in environment},
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "token_file": _token_file(environment),
         "disks": {"Ray's temporary folder": _free(_session_folder())},
     }
     threads = [
@@ -95,6 +115,7 @@ def look(request: Mapping[str, Any]) -> dict[str, Any]:
         for name, function, *arguments in (
             ("hedgerow", _hedgerow),
             ("memory", _memory),
+            ("token_file", _token_file, environment),
             ("torch", _torch, environment, request["patience"]),
             ("store", _store, request),
             ("cache", _cache, environment),
@@ -240,8 +261,9 @@ def _session_folder() -> Path:
 
 def _token_file(environment: Mapping[str, str]) -> dict[str, Any]:
     """Where the file with the token is and who may read it; its content is not looked at."""
-    home = environment.get("HOME", "~")
-    file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or f"{home}/.ray/auth_token").expanduser()
+    from cluster.token import file_of
+
+    file = file_of(environment)
     return {"path": str(file), "mode": stat.S_IMODE(file.stat().st_mode)} if file.exists() else {}
 
 

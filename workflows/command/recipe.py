@@ -73,14 +73,30 @@ def _validated(where: str, content: Mapping[str, Any], check: bool = True) -> Wo
     return workflow
 
 
-def _override(content: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise BadRequest(f"--set {override}: give it as a.b=c")
+def read_setting(override: str, form: str) -> tuple[str, Any]:
+    """The field that `--set` names, and its value, which is YAML.
+
+    A time such as 24:00:00 stays text: YAML 1.1 reads a number to the base of 60, which nobody means.
+
+    Args:
+        override: as it was typed.
+        form: that it should have.
+
+    Raises:
+        BadRequest: it has another form, or its value is none.
+    """
+    field, equals, text = override.partition("=")
+    if not equals or not field:
+        raise BadRequest(f"--set {override}: give it as {form}")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise BadRequest(f"--set {override}: '{text}' is not a YAML value") from None
+    return field, text if isinstance(value, int | float) and ":" in text else value
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    path, value = read_setting(override, "a.b=c")
     try:
         set_field(content, path, value)
     except ValueError as error:

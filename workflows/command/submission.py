@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 from typer.core import TyperGroup
 
+from cluster.job_server import Job, JobServer, Request
+from cluster.secret import names_secret, secrets_of
+from cluster.session import ClusterUnreachable
 from cluster.settings import JOB_SERVER
+from cluster.submission import Patience, follow, start
+from cluster.token import find
+from cluster.tree import LIMIT, Package, pack
 from workflows.command.exit_codes import Exit
 from workflows.command.options import AsJson
 from workflows.command.recipe import BadRequest
 from workflows.command.terminal import out, print_json, print_line, warn
-
-if TYPE_CHECKING:
-    from cluster.submission import Job, JobServer
-    from cluster.tree import Package
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 HERE = {"submit", "cluster", "methods", "schema", "top"}
@@ -55,10 +60,25 @@ Server = Annotated[
     typer.Option("--address", envvar=ADDRESS, help="The job server: the dashboard's address, http://HOST:PORT."),
 ]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Of a job.")]
-Patience = Annotated[
+Seconds = Annotated[
     float, typer.Option("--patience", min=0, help="Seconds to try again for when the cluster does not answer.")
 ]
 DEFAULT_PATIENCE = 300.0
+
+
+@dataclass(frozen=True)
+class Sending:
+    """Where a command is sent, and how: the options of `hedgerow submit` itself."""
+
+    address: str
+    tree: str
+    detach: bool
+    again: bool
+    env: Sequence[str]
+    allow: Sequence[str]
+    max_size: float
+    insecure: bool
+    patience: float
 
 
 @app.callback()
@@ -74,21 +94,20 @@ def submit(
     allow: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="A file that may go although it looks like a secret.")
     ] = None,
-    max_size: Annotated[float, typer.Option(min=0, metavar="MB", help="Most that the files may have together.")] = 100,
+    max_size: Annotated[
+        float, typer.Option(min=0, metavar="MB", help="Most that the files may have together.")
+    ] = LIMIT,
     insecure: Annotated[bool, typer.Option("--insecure", help="Also to a cluster that lets in anybody.")] = False,
-    patience: Patience = DEFAULT_PATIENCE,
+    patience: Seconds = DEFAULT_PATIENCE,
 ) -> None:
     """Run any command on a cluster."""
-    context.obj = {
-        "address": address, "tree": tree, "detach": detach, "again": again, "names": env or [],
-        "allowed": allow or [], "max_size": max_size, "insecure": insecure, "patience": patience,
-    }  # fmt: skip
+    context.obj = Sending(address, tree, detach, again, env or [], allow or [], max_size, insecure, patience)
 
 
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def command(context: typer.Context, words: Annotated[list[str], typer.Argument()]) -> None:
     """Run a command on the cluster."""
-    _submit(words, **context.obj)
+    _submit(words, context.obj)
 
 
 @app.command()
@@ -99,7 +118,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say how the submitted commands stand."""
-    server = _server(address or context.obj["address"])
+    server = _server(address or context.obj.address)
     jobs = [_known(server, job_id)] if job_id else server.jobs()
     if as_json:
         print_json([asdict(job) for job in jobs])
@@ -115,7 +134,7 @@ def status(
 @app.command()
 def stop(context: typer.Context, job_id: JobId, address: Server = "") -> None:
     """Stop a submitted command: its steps save their state, and submitting it again goes on from there."""
-    server = _server(address or context.obj["address"])
+    server = _server(address or context.obj.address)
     job = _known(server, job_id)
     if job.is_over or not server.stop(job_id):
         print_line(out, f"{job_id} is over already: {job.status}")
@@ -129,10 +148,10 @@ def logs(
     job_id: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more, and end as the job ends.")] = False,
     address: Server = "",
-    patience: Patience = DEFAULT_PATIENCE,
+    patience: Seconds = DEFAULT_PATIENCE,
 ) -> None:
     """Print what a submitted command has printed."""
-    server = _server(address or context.obj["address"])
+    server = _server(address or context.obj.address)
     _known(server, job_id)
     if follow:
         _follow(server, job_id, patience)
@@ -140,40 +159,27 @@ def logs(
         _write(server.logs(job_id))
 
 
-def _submit(
-    words: Sequence[str],
-    address: str,
-    tree: str,
-    detach: bool,
-    again: bool,
-    names: Sequence[str],
-    allowed: Sequence[str],
-    max_size: float,
-    insecure: bool,
-    patience: float,
-) -> None:
-    from cluster.submission import Patience, Request, start
-
-    folder = None if tree == "none" else Path(tree).resolve()
+def _submit(words: Sequence[str], how: Sending) -> None:
+    folder = None if how.tree == "none" else Path(how.tree).resolve()
     asked = remote_command(words)
-    sent = _environment(names, asked.words)
+    sent = _environment(how.env, asked.words)
     with _as_requests():
-        package = _package(folder, asked.store, max_size, allowed)
+        package = _package(folder, asked.store, how)
     words = _in_tree(asked, folder, package.files if package else ())
-    server = _server(address, insecure)
+    server = _server(how.address, how.insecure)
     _compare_versions(server)
     request = Request(tuple(words), sent, package.digest if package else "")
-    job, started = start(server, request, package, Patience(patience, warn), again)
+    job, started = start(server, request, package, Patience(how.patience, warn), how.again)
     if job.status == "SUCCEEDED" and not started:
         warn(f"{job.id} has succeeded already; `--again` runs it again")
         warn(f"to see what it said: {_call('logs', job.id, server.url)}")
         return
     warn(f"{'submitted' if started else 'found'} {job.id}")
-    if detach:
+    if how.detach:
         print_line(out, job.id)
         warn(f"to follow: {_call('logs', job.id, server.url, '--follow')}")
     else:
-        _follow(server, job.id, patience)
+        _follow(server, job.id, how.patience)
 
 
 @dataclass(frozen=True)
@@ -197,15 +203,19 @@ def remote_command(words: Sequence[str]) -> Remote:
     name, *rest = words
     read = read_command(words)
     made = [name, *rest]
-    sources = {option: read.get_parameter_source(option).name for option in read.params}
-    store = str(read.params.get("store", ""))
+    given = {  # by what is typed, whatever the command's own function calls it
+        option.opts[0]: (str(read.params[option.name]), read.get_parameter_source(option.name).name)
+        for option in read.command.params
+        if option.name in read.params
+    }
+    store, source = given.get("--store", ("", ""))
     if store:
-        _check_store(store, sources["store"])
-        made += [] if sources["store"] == "COMMANDLINE" else ["--store", store]
-    if "address" in sources and sources["address"] != "COMMANDLINE":
+        _check_store(store, source)
+        made += [] if source == "COMMANDLINE" else ["--store", store]
+    if "--address" in given and given["--address"][1] != "COMMANDLINE":
         made += ["--address", "auto"]
-    if "out_folder" in sources:
-        made += _out_of(str(read.params["out_folder"]), sources["out_folder"])
+    if "--out" in given:
+        made += _out_of(*given["--out"])
     return Remote(made, store, recipe_file(read.params))
 
 
@@ -262,34 +272,28 @@ def _out_of(folder: str, source: str) -> list[str]:
 
 def _environment(names: Sequence[str], words: Sequence[str]) -> dict[str, str]:
     """The variables that go along: what W&B shall call things, and what was asked for."""
-    from cluster.tree import SECRET_NAME, SHORTEST_SECRET, secrets_of
-
     for name, value in secrets_of(os.environ).items():
-        if len(value) >= SHORTEST_SECRET and any(value in word for word in words):
+        if any(value in word for word in words):
             raise BadRequest(f"submit: the command holds the value of {name}, and whoever reaches the cluster sees it")
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise BadRequest("\n".join(f"--env {name}: there is no such variable here" for name in missing))
     for name in names:
-        if SECRET_NAME.search(name):
+        if names_secret(name):
             warn(f"--env {name}: whoever reaches the cluster can read it; better set it in the cluster's environment")
     return {name: os.environ[name] for name in sorted({*names, *filter(_is_about_tracking, os.environ)})}
 
 
 def _is_about_tracking(name: str) -> bool:
-    from cluster.tree import SECRET_NAME
-
     of_this_machine = name.endswith("_DIR") or name == "WANDB_SERVICE"
-    return name.startswith("WANDB_") and not of_this_machine and not SECRET_NAME.search(name)
+    return name.startswith("WANDB_") and not of_this_machine and not names_secret(name)
 
 
-def _package(folder: Path | None, store: str, max_size: float, allowed: Sequence[str]) -> Package | None:
-    from cluster.tree import pack, secrets_of
-
+def _package(folder: Path | None, store: str, how: Sending) -> Package | None:
     if folder is None:
         return None
     stays = [Path(urlsplit(store).path)] if store and urlsplit(store).scheme in ("", "file") else []
-    return pack(folder, max_size, allowed, stays, secrets_of(os.environ))
+    return pack(folder, how.max_size, how.allow, stays, secrets_of(os.environ))
 
 
 def _in_tree(asked: Remote, folder: Path | None, files: Sequence[str]) -> list[str]:
@@ -308,16 +312,11 @@ def _in_tree(asked: Remote, folder: Path | None, files: Sequence[str]) -> list[s
 
 
 def _server(address: str, insecure: bool = True) -> JobServer:
-    from cluster.submission import JobServer, token_of
-
     with _as_requests():
-        return JobServer.connect(address, token_of(os.environ), insecure)
+        return JobServer.connect(address, find(os.environ), insecure)
 
 
 def _compare_versions(server: JobServer) -> None:
-    import platform
-    from importlib.metadata import version
-
     ray, python = server.versions()
     for what, here, there in (("Ray", version("ray"), ray), ("Python", platform.python_version(), python)):
         if there and there != here:
@@ -333,9 +332,6 @@ def _known(server: JobServer, job_id: str) -> Job:
 
 def _follow(server: JobServer, job_id: str, patience: float) -> None:
     """Prints what a job prints, and ends as it does."""
-    from cluster.session import ClusterUnreachable
-    from cluster.submission import Patience, follow
-
     try:
         job = follow(server, job_id, _write, Patience(patience, warn))
     except ClusterUnreachable as error:
@@ -375,8 +371,6 @@ def _call(what: str, job_id: str, url: str, *more: str) -> str:
 
 
 def _duration(job: Job) -> str:
-    import time
-
     return f" {(job.ended or time.time()) - job.started:.0f} s" if job.started else ""
 
 

@@ -14,9 +14,9 @@ from cluster.engine import Engine
 from cluster.executor import RayExecutor
 from cluster.failures import StepFailed
 from cluster.flow import Flow, Handle
+from cluster.order import Order, Outcome, Terms
 from cluster.session import ClusterUnreachable, abandon, leave, session
 from cluster.store import Store, StoreError
-from cluster.worker import Order, Outcome, Terms
 from tests.cluster.faults.climbs import Work
 
 

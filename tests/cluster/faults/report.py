@@ -10,22 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+SPANS = {"lost": "work lost", "recovery": "recovery", "longer": "end later by"}
+
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """A row for each fault, in Markdown."""
-    of: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    """A row for each fault, in Markdown; seconds."""
+    of: defaultdict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        if record["fault"] != "none":
-            of[record["fault"]].append(record)
-    lines = [
-        "| fault | times | work lost p50 / p95 (s) | recovery p50 / p95 (s) | end later by p50 / p95 (s) "
-        "| published twice | refused |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for fault, found in of.items():
-        spans = " | ".join(_span([record[name] for record in found]) for name in ("lost", "recovery", "longer"))
-        twice, refused = (sum(record[name] for record in found) for name in ("published_twice", "refused"))
-        lines.append(f"| {fault} | {len(found)} | {spans} | {twice} | {refused} |")
+        of[record["fault"], record["checkpoint"]].append(record)
+    titles = ["fault", "times", "a checkpoint each", *(f"{name} p50 / p95 / max" for name in SPANS.values()), "refused"]
+    lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
+    for (fault, checkpoint), found in of.items():
+        spans = " | ".join(_span([record.get(name) for record in found]) for name in SPANS)
+        refused = sum(record.get("refused", 0) for record in found)
+        lines.append(f"| {fault} | {len(found)} | {checkpoint:g} | {spans} | {refused} |")
     return "\n".join(lines)
 
 
@@ -33,7 +31,7 @@ def _span(values: Sequence[float | None]) -> str:
     known = sorted(value for value in values if value is not None)
     if not known:
         return "-"
-    return " / ".join(f"{known[max(0, math.ceil(share * len(known)) - 1)]:.1f}" for share in (0.5, 0.95))
+    return " / ".join(f"{known[max(0, math.ceil(share * len(known)) - 1)]:.1f}" for share in (0.5, 0.95, 1))
 
 
 if __name__ == "__main__":

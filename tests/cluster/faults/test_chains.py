@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from cluster.ledger import Ledger
+from cluster.order import Terms
 from cluster.store import Store
 from tests.cluster.clusters import Cluster, cluster, drain
 from tests.cluster.faults.trials import REPETITIONS, accepted_of, record
@@ -93,10 +94,7 @@ def check(folder: Path, calm: dict[str, Any], fault: str, recovery: float) -> No
     ledger = Ledger(Store.open(str(folder / "store")))
     assert all(len(accepted_of(ledger, key)) == 1 for key in calm)
     assert recovery > 0, "nobody took the step over"
-    record(
-        {"fault": fault, "lost": None, "recovery": round(recovery, 2), "longer": None}
-        | {"published_twice": 0, "refused": 0}
-    )
+    record({"fault": fault, "checkpoint": Terms().checkpoint, "recovery": round(recovery, 2)})
 
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))

@@ -15,7 +15,7 @@ import pytest
 from cluster.executor import PATIENCE
 from tests.cluster.clusters import Cluster, cluster
 from tests.cluster.faults.climbs import Work
-from tests.cluster.faults.trials import LIMIT, REPETITIONS, Trial, trial
+from tests.cluster.faults.trials import LIMIT, REPETITIONS, Trial, calm, trial
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -23,10 +23,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 @contextmanager
 def at_work(fault: str, made: Cluster, folder: Path, work: Work, link: int = 25) -> Iterator[Trial]:
     """A trial whose climbs have come so far."""
-    with trial("none", folder / "calm", work) as calm:
-        if not calm.is_known():
-            calm.start(made)
-            calm.calm()
+    calm(made, folder, work)
     with trial(fault, folder / "run", work) as run:
         run.start(made)
         run.until_at(link)
@@ -65,16 +62,17 @@ def test_a_gcs_that_is_killed_and_restarted_costs_no_result(tmp_path: Path, stor
     ):
         run.strike()
         with restarted_gcs(made, 2):
-            went_on = goes_on(run)
-            if went_on:
-                run.figures(went_on=True)
+            run.repaired()
+            if goes_on(run):
+                run.figures(run.resumed(), went_on=True)
                 return
         made.head.kill()
         made.start_head()
         made.add(2)
+        run.repaired()
         run.start(made)
         run.finish()
-        run.figures(went_on=False)
+        run.figures(run.resumed(), went_on=False)
 
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
@@ -87,12 +85,13 @@ def test_a_head_that_is_killed_and_restarted_costs_no_result(tmp_path: Path, rep
         made.head.kill()
         time.sleep(2)
         made.start_head()
+        run.repaired()
         went_on = goes_on(run)
         if not went_on:
             made.add(2)  # those of a head that is no more end themselves
             run.start(made)
             run.finish()
-        run.figures(went_on=went_on)
+        run.figures(run.resumed(), went_on=went_on)
 
 
 def goes_on(run: Trial) -> bool:
@@ -115,10 +114,10 @@ def test_a_frozen_head_is_noticed_within_the_drivers_patience(tmp_path: Path, re
         made.head.signal(signal.SIGCONT)
         while not made.nodes or not _alive(made):
             made.add(2)
-        run.affected = {0, 1}
+        run.repaired()
         run.start(made)
         run.finish()
-        run.figures(noticed=round(noticed, 1))
+        run.figures(run.resumed(), noticed=round(noticed, 1))
     assert noticed < PATIENCE + 15
 
 
@@ -135,7 +134,6 @@ def test_a_fresh_cluster_goes_on_from_the_store_alone(tmp_path: Path, where: str
         at_work(f"cluster lost, fresh one at {where}", lost, tmp_path, Work(), 25 + repetition) as run,
     ):
         run.strike()
-        run.affected = {0, 1}
         for node in [*lost.nodes, lost.head]:
             node.kill()
         run.finish(code=3)
@@ -145,13 +143,15 @@ def test_a_fresh_cluster_goes_on_from_the_store_alone(tmp_path: Path, where: str
             shutil.rmtree(lost.folder / "ray")
             lost.start_head()
             lost.add(2)
+            run.repaired()
             run.start(lost)
             run.finish()
         else:
             with cluster(2) as fresh:
+                run.repaired()
                 run.start(fresh)
                 run.finish()
-        run.figures(noticed=noticed)
+        run.figures(run.resumed(), noticed=noticed)
 
 
 def test_the_command_line_waits_for_a_lost_cluster_and_goes_on_by_itself(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What happens to workers and nodes: killed, frozen, drained, out of memory, joining."""
+"""What happens to workers and nodes: killed, frozen, drained, joining."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.worker import Terms
+from cluster.ledger import Ledger
+from cluster.order import Terms
 from tests.cluster.clusters import Cluster, Node, cluster, drain
 from tests.cluster.faults.climbs import Work
-from tests.cluster.faults.trials import REPETITIONS, TERMS, Trial, trial
+from tests.cluster.faults.trials import REPETITIONS, TERMS, Trial, calm, leases_of, trial
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 SHIPPED = Terms()
@@ -49,19 +50,11 @@ def struck(made: Cluster, name: str) -> Node:
     return made.named(name)
 
 
-def begin(made: Trial, nodes: Cluster, link: int) -> None:
+def begin(run: Trial, nodes: Cluster, link: int) -> None:
     """Starts a driver and waits until all climbs have come so far."""
-    made.start(nodes)
-    made.until_at(link)
-
-
-@pytest.mark.parametrize("work", [Work(), LONG], ids=["short", "long"])
-def test_nothing_happens(made: Cluster, tmp_path: Path, work: Work) -> None:
-    """What the others are compared with."""
-    with trial("none", tmp_path / "calm", work) as calm:
-        calm.start(made)
-        calm.calm()
-        assert calm.figures().lost == 0
+    calm(nodes, run.folder, run.work, terms=run.terms)
+    run.start(nodes)
+    run.until_at(link)
 
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
@@ -101,7 +94,7 @@ def test_a_frozen_node_is_passed_over_within_30_seconds(made: Cluster, tmp_path:
         victim = struck(made, run.busy())
         run.strike(victim.name)
         victim.signal(signal.SIGSTOP)
-        run.until(lambda: _restarted(run) == run.affected)
+        run.until_begun_again()
         time.sleep(1)
         victim.signal(signal.SIGCONT)
         run.finish()
@@ -110,22 +103,26 @@ def test_a_frozen_node_is_passed_over_within_30_seconds(made: Cluster, tmp_path:
     assert figures.recovery < 30
 
 
-def _restarted(run: Trial) -> set[int]:
-    return {line["step"] for line in run.lines() if line["t"] > run.struck and line["what"] == "begin"}
-
-
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
 def test_a_frozen_raylet_keeps_no_result_to_itself(made: Cluster, tmp_path: Path, repetition: int) -> None:
-    """Its workers go on and publish, but nobody is told that they are done."""
+    """Its workers go on and publish, but nobody is told that they are done: the driver reads it off the store.
+
+    A step that Ray hands to the frozen raylet only then has no lease that could fall silent: it waits until Ray's own
+    health check gives the node up, and begins elsewhere.
+    """
     with trial("raylet frozen, workers not", tmp_path / "run") as run:
         begin(run, made, 50 + repetition)
         victim = struck(made, run.busy())
         run.strike()
         victim.signal(signal.SIGSTOP, "raylet/raylet")
         run.finish()
-        figures = run.figures()
+        figures = run.figures(run.standstill())
+        ended = {line["step"]: line["t"] for line in run.lines() if line["what"] == "end"}
+        known = {event["number"]: event["t"] for event in run.drivers[-1].states("published")}
+    assert max(known[number] - ended[number] for number in range(run.work.width)) < 10
     assert figures.lost == 0
-    assert figures.longer < 30
+    assert figures.longer is not None
+    assert figures.longer < 45
 
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
@@ -143,14 +140,9 @@ def test_steps_of_a_drained_node_save_their_state_and_move(made: Cluster, tmp_pa
 
 
 def _node_id(made: Cluster, run: Trial, name: str) -> str:
-    from cluster.ledger import Ledger
-    from cluster.store import Store
-
-    ledger = Ledger(Store.open(run.url))
     started = {event["number"]: event["key"] for event in run.drivers[-1].states("started")}
     number = next(line["step"] for line in run.at().values() if line["node"] == name)
-    lease = ledger.current_lease(started[number])
-    assert lease is not None
+    (lease,) = leases_of(Ledger(run.store), started[number])
     return str(lease.record["node"])
 
 

@@ -18,23 +18,13 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from cluster.ledger import Ledger
-from cluster.store import Store
-from tests.cluster.clusters import Cluster, cluster
+from tests.cluster.clusters import cluster
 from tests.cluster.conftest import BUCKET
-from tests.cluster.faults.climbs import Climb, Work
-from tests.cluster.faults.trials import REPETITIONS, Trial, accepted_of, results_of, trial, undisturbed
+from tests.cluster.faults.climbs import Work
+from tests.cluster.faults.trials import REPETITIONS, calm, trial, undisturbed
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 WORK = Work(width=4, end=60)
-
-
-def calm(made: Cluster, folder: Path, work: Work, shape: str = "", **options: Any) -> None:
-    """Measures the same work undisturbed, once."""
-    with trial("none", folder / "calm", work, shape=shape, **options) as run:
-        if not run.is_known():
-            run.start(made)
-            run.calm()
 
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
@@ -48,8 +38,9 @@ def test_lost_messages_between_rays_processes_change_nothing(tmp_path: Path, rep
         trial("2 % of messages lost", tmp_path / "run", WORK) as run,
     ):
         run.start(made)
+        run.strike()
         run.finish()
-        run.figures()
+        run.figures(run.standstill())
 
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
@@ -67,8 +58,9 @@ def test_a_store_that_fails_one_request_in_twenty_changes_nothing(
             trial("5 % of the store's answers are 503", tmp_path / "run", WORK, url=urls[1], shape="s3") as run,
         ):
             run.start(made)
+            run.strike()
             run.finish()
-            run.figures()
+            run.figures(run.standstill())
 
 
 @contextmanager
@@ -177,7 +169,7 @@ def test_a_full_disk_on_one_node_stops_nothing(tmp_path: Path, repetition: int) 
             run.strike()
             fill(disk)
             run.finish()
-            figures = run.figures()
+            figures = run.figures(run.standstill())
     assert figures.lost == 0
 
 
@@ -194,9 +186,10 @@ def test_a_full_store_ends_with_its_cause_and_the_next_driver_goes_on(tmp_path: 
             assert driver.process.returncode in (1, 3), driver.said()
             assert "No space left" in driver.said(), driver.said()
             filling.unlink()
+            run.repaired()
             run.start(made)
             run.finish()
-            run.figures()
+            run.figures(run.resumed())
 
 
 def fill(disk: Path) -> Path:
@@ -220,21 +213,11 @@ def test_a_memory_hog_ends_after_its_budget_and_its_neighbours_live(tmp_path: Pa
     with cluster(4, **limits) as made, trial("memory hog", tmp_path / "run", work) as run:
         run.start(made)
         run.until(lambda: len(run.at()) == 3)
-        run.strike()
         run.finish(code=1)
         causes = [event["cause"] for event in run.drivers[-1].states("failed")]
-        tried = [line for line in run.lines() if line["what"] == "begin" and line["step"] == 2]
-        check_neighbours(run, work)
+        hogs = [line for line in run.lines() if line["step"] == 2]
+        _, second = (place for place, line in enumerate(hogs) if line["what"] == "begin")  # once, and once more
+        neighbours = undisturbed(Work(work.width - 1, work.end)).items()
+        run.check_publications({key: result for key, result in neighbours if "links" in result["metrics"]})
+        run.measured(round(hogs[second]["t"] - hogs[second - 1]["t"], 2))
     assert causes == ["oom"]
-    assert len(tried) == 2, "once, and once more"
-
-
-def check_neighbours(run: Trial, work: Work) -> None:
-    """The climbs beside the hog are whole, and as undisturbed."""
-    store = Store.open(run.url)
-    calm = undisturbed(Work(work.width - 1, work.end))
-    found = results_of(store)
-    assert len(found) == work.width - 1
-    assert all(calm[key] == result for key, result in found.items())
-    assert all(len(accepted_of(Ledger(store), key)) == 1 for key in found)
-    assert Climb(0, work.end).identity()["hog"] == 0

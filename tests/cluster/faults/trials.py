@@ -11,10 +11,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ import psutil
 
 from cluster.engine import Engine
 from cluster.flow import Flow
-from cluster.ledger import Ledger
-from cluster.store import Store
-from cluster.worker import Terms
+from cluster.ledger import Lease, Ledger
+from cluster.order import Terms
+from cluster.store import Store, StoreError
 from tests.cluster.clusters import Cluster
 from tests.cluster.driving import ThreadExecutor
 from tests.cluster.faults.climbs import Work
@@ -37,7 +38,7 @@ TERMS = Terms(checkpoint=1.0)
 """As shipped, but for checkpoints so often that a short step has some."""
 LIMIT = 150.0
 
-_undisturbed: dict[str, float] = {}
+_calm: dict[str, float] = {}
 """Seconds that a work took on nodes of a shape when nothing happened to it."""
 
 
@@ -46,13 +47,14 @@ class Figures:
     """What one fault cost."""
 
     fault: str
+    checkpoint: float
+    """Seconds between two checkpoints: as much can be lost."""
     lost: float
     """Seconds of links that were computed more than once."""
     recovery: float | None
-    """Seconds from the fault to the first sign of the last affected step that went on; None if none was affected."""
-    longer: float
-    """Seconds by which the work took longer than undisturbed."""
-    published_twice: int
+    """Seconds from the fault until what it struck is at work again; None if it struck nothing."""
+    longer: float | None
+    """Seconds by which the work took longer than undisturbed; None if that is not known."""
     refused: int
     """Publications of attempts that had been given up."""
 
@@ -66,12 +68,13 @@ class Trial:
         folder.mkdir(parents=True)
         self.fault, self.folder, self.work, self.terms = fault, folder, work, terms
         self.url = url or str(folder / "store")
+        self.store = Store.open(self.url)
         self.trace = folder / "trace"
         self.drivers: list[Driver] = []
-        self.struck = float("inf")
+        self.struck = self._repaired = float("inf")
         self.affected: set[int] = set()
         self.shape = shape
-        self._inodes: dict[str, set[int]] = {}
+        self._manifests: defaultdict[str, set[bytes]] = defaultdict(set)
         self._over = threading.Event()
         self._watching = threading.Thread(target=self._watch, daemon=True)
         self._watching.start()
@@ -115,83 +118,130 @@ class Trial:
         self.affected = {
             number for number, line in self.at().items() if line["node"] in nodes and line["what"] != "end"
         }
-        self.struck = time.monotonic()
+        self.struck = self._repaired = time.monotonic()
+
+    def repaired(self) -> None:
+        """Marks the moment from which what was struck can be at work again, if that is not the fault's own."""
+        self._repaired = time.monotonic()
 
     def busy(self) -> str:
         """The name of a node that a climb is on."""
         return str(next(line["node"] for line in self.at().values() if line["what"] != "end"))
 
+    def begun_again(self) -> dict[int, float]:
+        """When each climb first began since the fault, or since it was repaired."""
+        begun = [line for line in self.lines() if line["t"] > self._repaired and line["what"] == "begin"]
+        return {line["step"]: line["t"] for line in reversed(begun)}
+
+    def until_begun_again(self) -> None:
+        """Waits until all that was struck is at work again."""
+        self.until(lambda: self.affected <= set(self.begun_again()))
+
     def recovery(self) -> float | None:
-        """See `Figures`."""
-        begun = [line for line in self.lines() if line["t"] > self.struck and line["what"] == "begin"]
-        first = {line["step"]: line["t"] - self.struck for line in reversed(begun)}
-        assert self.affected <= set(first), f"{self.affected} were affected, {sorted(first)} went on"
-        return round(max(first[number] for number in self.affected), 2) if self.affected else None
+        """Seconds until the last of the struck climbs began again; None if none was struck."""
+        begun = self.begun_again()
+        assert self.affected <= set(begun), f"{self.affected} were affected, {sorted(begun)} went on"
+        return round(max(begun[number] for number in self.affected) - self.struck, 2) if self.affected else None
+
+    def resumed(self) -> float:
+        """Seconds until the first step began, or was told to be done, since what was lost is there again."""
+        ends = [event["t"] for driver in self.drivers for event in driver.states("published")]
+        signs = [*self.begun_again().values(), *(end for end in ends if end > self._repaired)]
+        return round(float(min(signs)) - self.struck, 2)
+
+    def standstill(self) -> float:
+        """The most seconds that nothing new was seen of a step since the fault: the recovery from what only holds up.
+
+        Seen are when it is handed to Ray, its links, and the driver's word that it is published; so the time in which
+        a worker starts is part of it, and what a link takes.
+        """
+        signs = [(line["step"], line["t"]) for line in self.lines()]
+        for state in ("started", "published"):
+            signs += [(event["number"], event["t"]) for event in self.drivers[-1].states(state)]
+        of: defaultdict[int | None, list[float]] = defaultdict(list)
+        for number, when in sorted(signs, key=lambda sign: sign[1]):
+            of[number].append(when)
+        gaps = [later - earlier for times in of.values() for earlier, later in pairwise(times) if later > self.struck]
+        return round(max(gaps), 2)
 
     def finish(self, code: int = 0, seconds: float = LIMIT) -> None:
         """Waits for the driver's end, which must not be held up by anything that is dead."""
         driver = self.drivers[-1]
         assert driver.process.wait(seconds) == code, driver.said()
 
-    def figures(self, **more: Any) -> Figures:
-        """Checks results against those of an undisturbed run, and writes down what the fault cost."""
-        self._over.set()
-        self._watching.join()
-        twice = self.check()
-        ended = next(event["t"] for event in self.drivers[-1].events() if event["state"] == "result")
-        took = ended - self.drivers[0].joined()
-        calm = _undisturbed.get(self._sort())
+    def figures(self, recovery: float | None = None, **more: Any) -> Figures:
+        """Checks results against those of an undisturbed run, and writes down what the fault cost.
+
+        Args:
+            recovery: seconds, where it is not the time until the struck climbs begin again.
+            more: to be written down with it.
+        """
+        self.check()
+        return self.measured(recovery, **more)
+
+    def measured(self, recovery: float | None = None, **more: Any) -> Figures:
+        """Writes down what the fault cost, as `figures` does."""
+        took, usual = self.took(), _calm.get(self.sort)
+        longer = None if took is None or usual is None else round(took - usual, 2)
         refused = sum(outcome["state"] == "fenced" for outcome in self.outcomes())
-        made = Figures(self.fault, self.lost(), self.recovery(), round(took - calm, 2) if calm else 0.0, twice, refused)
+        recovery = self.recovery() if recovery is None else recovery
+        made = Figures(self.fault, self.terms.checkpoint, self.lost(), recovery, longer, refused)
         record({**asdict(made), **more})
         return made
 
-    def calm(self) -> None:
-        """Notes how long the work takes undisturbed."""
-        self.finish()
-        events = self.drivers[-1].events()
-        ended = next(event["t"] for event in events if event["state"] == "result")
-        _undisturbed[self._sort()] = ended - self.drivers[0].joined()
-
-    def is_known(self) -> bool:
-        """Whether it is known how long the work takes undisturbed."""
-        return self._sort() in _undisturbed
+    def took(self) -> float | None:
+        """Seconds from the first driver's joining to the result; None if there is none."""
+        ended = self.drivers[-1].states("result")
+        return float(ended[0]["t"]) - self.drivers[0].joined() if ended else None
 
     def lost(self) -> float:
         """See `Figures`."""
         links = Counter((line["step"], line["at"]) for line in self.lines() if line["what"] == "link")
         return round(sum(times - 1 for times in links.values()) * self.work.pause, 2)
 
-    def check(self) -> int:
+    def check(self) -> None:
         """Compares all results with those of an undisturbed run.
 
-        Returns:
-            the number of steps that were published more than once.
+        Raises:
+            AssertionError: one differs, or was published more than once.
         """
-        store = Store.open(self.url)
-        assert results_of(store) == undisturbed(self.work)
-        twice = 0
-        for key in results_of(store):
-            accepted = accepted_of(Ledger(store), key)
-            twice += len(accepted) > 1 or len(self._inodes.get(key, ())) > 1
-        assert twice == 0
-        return twice
+        self.check_publications(undisturbed(self.work))
+
+    def check_publications(self, expected: Mapping[str, Any]) -> None:
+        """Compares what is published, and has been at any moment, with these results by key."""
+        self._stop_watching()
+        self._look()
+        assert results_of(self.store) == expected
+        ledger = Ledger(self.store)
+        assert {key: len(accepted_of(ledger, key)) for key in expected} == dict.fromkeys(expected, 1)
+        assert set(self._manifests) == set(expected)
+        assert all(len(found) == 1 for found in self._manifests.values()), "a manifest was replaced by another"
 
     def close(self) -> None:
         """Ends what is left of the drivers."""
-        self._over.set()
+        self._stop_watching()
         for driver in self.drivers:
             driver.kill()
 
-    def _sort(self) -> str:
+    @property
+    def sort(self) -> str:
+        """What decides how long it takes undisturbed."""
         return f"{self.shape} {self.work}"
 
     def _watch(self) -> None:
-        """Notes every manifest that ever was: a replaced one is another file."""
-        while not self._over.wait(0.1):
-            for path in Path(self.url).glob("steps/*/*/manifest.json"):
-                with contextlib.suppress(FileNotFoundError):
-                    self._inodes.setdefault(path.parent.name, set()).add(path.stat().st_ino)
+        while not self._over.wait(0.2):
+            with contextlib.suppress(StoreError):  # one that is away for a moment is looked at again
+                self._look()
+
+    def _look(self) -> None:
+        """Notes every manifest that ever was: a replaced one names another attempt."""
+        for path in self.store.paths("steps"):
+            if path.endswith("/manifest.json") and (data := self.store.get(path)) is not None:
+                self._manifests[path.split("/")[-2]].add(data)
+
+    def _stop_watching(self) -> None:
+        self._over.set()
+        self._watching.join()
 
 
 class Driver:
@@ -244,6 +294,20 @@ def trial(fault: str, folder: Path, work: Work | None = None, **options: Any) ->
         made.close()
 
 
+def calm(nodes: Cluster, folder: Path, work: Work, shape: str = "", **options: Any) -> None:
+    """Runs a work undisturbed, once on nodes of a shape: how much longer it takes otherwise is counted from this."""
+    with trial("none", folder / "calm", work, shape=shape, **options) as run:
+        if run.sort in _calm:
+            return
+        run.start(nodes)
+        run.finish()
+        run.check()
+        assert run.lost() == 0
+        took = run.took()
+    assert took is not None
+    _calm[run.sort] = took
+
+
 def results_of(store: Store) -> dict[str, Any]:
     """Metrics and file digests of every published step, with the files read and checked."""
     ledger, results = Ledger(store), {}
@@ -257,16 +321,19 @@ def results_of(store: Store) -> dict[str, Any]:
     return results
 
 
+def leases_of(ledger: Ledger, key: str) -> Iterator[Lease]:
+    """All leases that there ever were on a step, the oldest first."""
+    fence = 1
+    while (lease := ledger.lease_at(key, fence)) is not None:
+        yield lease
+        fence += 1
+
+
 def accepted_of(ledger: Ledger, key: str) -> set[str]:
     """The attempts that can say that they published a step: those that set their lease to done, and the manifest's."""
     published = ledger.find(key)
     accepted = {str(published.manifest["attempt"])} if published is not None else set()
-    fence = 1
-    while (lease := ledger.lease_at(key, fence)) is not None:
-        if lease.record["state"] == "done":
-            accepted.add(lease.record["attempt"])
-        fence += 1
-    return accepted
+    return accepted | {lease.record["attempt"] for lease in leases_of(ledger, key) if lease.record["state"] == "done"}
 
 
 @cache

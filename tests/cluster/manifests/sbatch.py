@@ -60,6 +60,11 @@ class Job:
             },
         )  # fmt: skip
 
+    def start_and_wait(self) -> None:
+        """Until a program says that it has started, by a file beside its calls."""
+        self.start()
+        self.wait_for(self.folder / "calls.started")
+
     def signal(self, number: signal.Signals) -> None:
         """To the script alone, as `--signal=B:` and `scancel --batch` do."""
         assert self.process

@@ -167,7 +167,7 @@ def test_the_image_holds_the_versions_that_the_manifest_names() -> None:
     assert 'pip install "ray[default,train]==2.60.0"' in dockerfile
     assert 'pip install "/opt/hedgerow[multi-gpu]" "ray[default]==2.60.0"' in dockerfile
     assert re.search(r"^USER 1000", dockerfile, re.MULTILINE)
-    assert {".git", "hedgerow-*", "**/.env"} <= set(files["Dockerfile.dockerignore"].splitlines())
+    assert {"**/.git", "**/hedgerow-*", "**/.env"} <= set(files["Dockerfile.dockerignore"].splitlines())
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -13,8 +17,10 @@ import pytest
 from cluster.manifests import TARGETS, Slurm
 from cluster.manifests.dockerfile import IGNORED
 from cluster.manifests.manifest import RAY_SINCE
-from cluster.manifests.ray_up import LEFT_OUT
+from cluster.tree import LEFT_OUT
 from tests.cluster.manifests.manifests import OPEN_PAGES, made
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -27,7 +33,7 @@ def test_a_leading_hedgerow_is_no_word_of_the_command(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_oldest_ray_is_the_one_that_the_package_asks_for(target: str) -> None:
-    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = chain(project["dependencies"], *project["optional-dependencies"].values())
     floors = {match[1] for each in wanted if (match := re.fullmatch(r"ray\[\w+\]>=(.+)", each))}
     oldest = ".".join(map(str, RAY_SINCE))
@@ -68,3 +74,25 @@ def test_what_trainings_of_several_processes_need_is_installed(target: str) -> N
     (text,) = made(target).files().values()
     (install,) = [line for line in text.splitlines() if "--reinstall-package hedgerow" in line]
     assert "~/hedgerow-source[multi-gpu]" in shlex.split(install)
+
+
+def test_the_same_request_writes_the_same_bytes_in_every_process() -> None:
+    program = (
+        "import json\n"
+        "from tests.cluster.manifests.manifests import FIELDS, made\n"
+        "print(json.dumps({target: made(target).files() for target in FIELDS}))"
+    )
+    mine = {target: made(target).files() for target in TARGETS}
+    for hashing in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hashing}
+        said = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        assert json.loads(said.stdout) == mine
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_comments_stay_readable(target: str) -> None:
+    lines = [line for text in made(target).files().values() for line in text.splitlines()]
+    comments = [line for line in lines if line.startswith("# ") and not line.startswith("#   ")]
+    assert max(map(len, comments)) <= 120  # commands to copy, behind three blanks, stay whole

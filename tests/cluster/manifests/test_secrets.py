@@ -24,19 +24,3 @@ def test_no_file_holds_a_secret_of_the_environment(target: str, monkeypatch: pyt
     text = "\n".join([*manifest.files().values(), *manifest.steps("folder")])
     assert not [name for name, value in SECRETS.items() if value in text]
     assert not re.search(r"\b[0-9a-f]{32,}\b", text)
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_same_request_writes_the_same_bytes(target: str) -> None:
-    assert made(target).files() == made(target).files()
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_lines_stay_readable(target: str) -> None:
-    comments = [
-        line
-        for text in made(target).files().values()
-        for line in text.splitlines()
-        if line.startswith("# ") and line[:4] != "#   "
-    ]
-    assert max(map(len, comments)) <= 120  # commands to copy, behind three blanks, stay whole

@@ -70,6 +70,10 @@ def test_success_is_hedgerows_own(job: Start) -> None:
     assert not made.calls("scontrol")
 
 
+def test_what_a_site_has_to_be_sourced_may_read_variables_that_nobody_has_set(job: Start) -> None:
+    assert job(setup=('[ -z "$SET_BY_NOBODY" ] || module load x',)).run()[0] == 0
+
+
 @pytest.mark.parametrize("code", [1, 2, 3, 75, 130])
 def test_hedgerows_failure_is_the_scripts(job: Start, code: int) -> None:
     made = job(then=f"exit {code}")
@@ -99,8 +103,7 @@ def test_workers_that_fail_with_zero_are_found_out(job: Start) -> None:
 
 def test_notice_saves_and_queues_up_again(job: Start, tmp_path: Path) -> None:
     made = job(then=WAITS)
-    made.start()
-    made.wait_for(tmp_path / "calls.started")
+    made.start_and_wait()
     token = made.job_folder / "token"
     assert token.stat().st_mode & 0o777 == 0o600
     assert made.job_folder.stat().st_mode & 0o777 == 0o700
@@ -111,39 +114,35 @@ def test_notice_saves_and_queues_up_again(job: Start, tmp_path: Path) -> None:
     assert not (made.job_folder / "done").exists()
 
 
-def test_a_cancelled_job_stays_cancelled(job: Start, tmp_path: Path) -> None:
+def test_a_cancelled_job_stays_cancelled(job: Start) -> None:
     made = job(then=WAITS)
-    made.start()
-    made.wait_for(tmp_path / "calls.started")
+    made.start_and_wait()
     made.signal(SIGTERM)
     assert made.finish()[0] == 75
     assert not made.calls("scontrol")
 
 
-def test_notice_before_ray_is_up_queues_up_again(job: Start, tmp_path: Path) -> None:
+def test_notice_before_ray_is_up_queues_up_again(job: Start) -> None:
     made = job(ray='#!/bin/bash\ntouch "$CALLS.started"\n[ "$1" = start ] && sleep 60\nexit 1\n')
-    made.start()
-    made.wait_for(tmp_path / "calls.started")
+    made.start_and_wait()
     made.signal(SIGUSR1)
     assert made.finish()[0] == 75
     assert made.calls("scontrol") == [f"scontrol requeue {JOB}"]
     assert not made.calls("hedgerow")
 
 
-def test_notice_to_a_run_that_is_done_anyway_changes_nothing(job: Start, tmp_path: Path) -> None:
+def test_notice_to_a_run_that_is_done_anyway_changes_nothing(job: Start) -> None:
     made = job(then=WAITS.replace("exit 75", "exit 0"))
-    made.start()
-    made.wait_for(tmp_path / "calls.started")
+    made.start_and_wait()
     made.signal(SIGUSR1)
     assert made.finish()[0] == 0
     assert (made.job_folder / "done").exists()
     assert not made.calls("scontrol")
 
 
-def test_a_driver_that_dies_of_the_notice_is_run_again(job: Start, tmp_path: Path) -> None:
+def test_a_driver_that_dies_of_the_notice_is_run_again(job: Start) -> None:
     made = job(then=WAITS.replace("trap 'sleep 0.2; exit 75' TERM", ""))
-    made.start()
-    made.wait_for(tmp_path / "calls.started")
+    made.start_and_wait()
     made.signal(SIGUSR1)
     assert made.finish()[0] == 75
     assert made.calls("scontrol") == [f"scontrol requeue {JOB}"]

@@ -13,7 +13,7 @@ from typing import Any, cast
 from tests.cluster.simulation.world import EPOCH, Died, Process, Strand, World
 
 THREADS = 64
-"""Of a driver's pool, as `workflows.command.launch` has them."""
+"""Of a driver's pool, as `workflows.command.driver` has them."""
 
 
 class Time:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import placement, worker
+from cluster.order import Order, Outcome
 from cluster.session import ClusterUnreachable
-from cluster.worker import Order, Outcome
 from tests.cluster.simulation.clocks import Loop
 from tests.cluster.simulation.referee import Label, Referee
 from tests.cluster.simulation.world import Machine, Process, World
@@ -281,7 +281,7 @@ class SimulatedExecutor:
             self._fleet.referee.on_kill(running.order)
             self._fleet.cancel(running)
 
-    def leaving(self) -> Collection[str]:
+    def draining(self) -> Collection[str]:
         return {node.id for node in self._fleet.nodes if node.draining}
 
     def machines(self) -> Sequence[placement.Machine]:

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.failures import BUDGET
 from cluster.flow import Handle
 from cluster.ledger import folder_of
-from cluster.worker import Order
+from cluster.order import Order
 from tests.cluster.simulation.work import expected
 from tests.cluster.simulation.world import Process, World
 
@@ -58,8 +58,10 @@ class Holding:
 class Referee:
     """Watches a world; the first thing that must not be ends it."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, ttl: float) -> None:
         self._world = world
+        self.ttl = ttl
+        """Seconds of silence after which a lease may be passed over."""
         self.violations: list[str] = []
         self.standing: dict[str, dict[str, Any]] = {}
         """The accepted manifest of each key that has one."""
@@ -79,7 +81,6 @@ class Referee:
         self._gone: set[str] = set()
         """Attempts whose driver has an outcome for them, or ended them itself."""
         self.failed: dict[tuple[str, str], str] = {}
-        self.computing: Counter[str] = Counter()
         self.handles: dict[str, Handle] = {}
         self.outages: list[tuple[float, float]] = []
         """When nobody reached the store: from and until."""
@@ -155,8 +156,6 @@ class Referee:
         away = sum(max(0.0, min(until, now) - max(begin, since) - self.ttl / 3) for begin, until in self.outages)
         return now - since - away
 
-    ttl = 15.0
-
     def on_store_away(self, away: bool) -> None:
         """The whole store goes, or comes back."""
         now = self._world.now
@@ -214,7 +213,6 @@ class Referee:
     # what drivers tell and workers do
 
     def on_compute(self, key: str, inputs: Mapping[str, str]) -> None:
-        self.computing[key] += 1
         self.at_work(key)
         for name, upstream in inputs.items():
             if not self.accepted[upstream]:

@@ -48,18 +48,15 @@ class Verdict:
     faults: Sequence[str]
     recoveries: Sequence[float]
     """Virtual seconds from the start of a partition or freeze until a step that it held was at work elsewhere."""
-    computations: int
-    steps: int
     trace: Sequence[str]
 
 
-def explore(seed: int, tracing: bool = False, kinds: Sequence[str] = KINDS) -> Verdict:
+def explore(seed: int, tracing: bool = False) -> Verdict:
     """Runs the schedule that a seed stands for.
 
     Args:
         seed: of the workflow, the cluster, its faults and every delay.
         tracing: whether to keep the events.
-        kinds: the faults to draw from.
     """
     random = Random(f"schedule {seed}")
     count = random.choice((0, 1, 1, 2, 2, 3, 4))
@@ -87,7 +84,7 @@ def explore(seed: int, tracing: bool = False, kinds: Sequence[str] = KINDS) -> V
         simulation.start(workflow, machine, after=random.uniform(0, 3) * number, verify=random.random() < 0.2)
     faults = Faults(simulation)
     for _ in range(count):
-        faults.plan(random.choice(kinds), random.uniform(0, 12))
+        faults.plan(random.choice(KINDS), random.uniform(0, 12))
     return _Trial(simulation, workflow, faults).verdict()
 
 
@@ -132,8 +129,6 @@ class _Trial:
             simulation.disk.requests,
             tuple(kind for kind, _ in self._faults.struck),
             tuple(self._recoveries),
-            sum(referee.computing.values()),
-            len(referee.handles),
             simulation.world.trace,
         )
 

@@ -15,10 +15,10 @@ from cluster import engine, ledger, owner, placement, store, watch, worker
 from cluster.engine import Engine, Stopped
 from cluster.failures import StepFailed
 from cluster.flow import Flow, Handle
+from cluster.order import Terms
 from cluster.owner import Owner
 from cluster.session import ClusterUnreachable
 from cluster.store import Store, StoreError
-from cluster.worker import Terms
 from tests.cluster.simulation.clocks import Datetime, Loop, Threading, Time, to_thread
 from tests.cluster.simulation.disk import Backend, Disk, Weather
 from tests.cluster.simulation.fleet import Fleet, Node, SimulatedExecutor
@@ -49,8 +49,7 @@ class Simulation:
         on that."""
         self.terms = terms or Terms()
         self.world = World(seed, tracing)
-        self.referee = referee(self.world)
-        self.referee.ttl = self.terms.ttl
+        self.referee = referee(self.world, self.terms.ttl)
         self.disk = Disk(self.world, self.referee, weather or Weather())
         self.nodes = [Node(f"node{number}", slots) for number in range(nodes)]
         self.fleet = Fleet(self.world, self.referee, self.nodes, duplicates)

@@ -8,6 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from cluster.flow import Flow, Handle
+from cluster.order import STATE
 from cluster.step import Runnable
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 HERE: list[Simulation] = []
 """The world that runs; tasks are recorded, so they cannot carry it."""
-
-STATE = "progress.state"
 
 
 @dataclass
