@@ -8,7 +8,7 @@ RAY_ENVIRONMENT = {
     "RAY_grpc_client_keepalive_timeout_ms": "5000",
     "RAY_health_check_initial_delay_ms": "5000",
     "RAY_health_check_period_ms": "3000",
-    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_timeout_ms": "2000",  # five of them, three seconds apart: a frozen node is given up within 25 s
     "RAY_health_check_failure_threshold": "5",
 }
 """For every process of a cluster, the driver's too: Ray reads them once, when a process starts."""
@@ -21,3 +21,5 @@ JOB_SERVER = f"http://127.0.0.1:{DASHBOARD_PORT}"
 """Where a cluster's job server is asked for unless somebody says otherwise."""
 STOP_WAIT = 60
 """Seconds in which a stopped command may save the state of its steps; Ray's own patience is 3."""
+SUBMITTED = "HEDGEROW_SUBMITTED"
+"""The variable that a command finds set when it runs as a submitted job."""

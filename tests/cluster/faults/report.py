@@ -22,7 +22,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
     for (fault, checkpoint), found in of.items():
         spans = " | ".join(_span([record.get(name) for record in found]) for name in SPANS)
-        refused = sum(record.get("refused", 0) for record in found)
+        refused = sum(record["refused"] for record in found) if "refused" in found[0] else "-"
         lines.append(f"| {fault} | {len(found)} | {checkpoint:g} | {spans} | {refused} |")
     return "\n".join(lines)
 
