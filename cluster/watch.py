@@ -149,7 +149,7 @@ class Watch:
     def _in_queue(self, order: Order, seen: _Seen, unplaced: Callable[[str], None]) -> Outcome | None:
         """What becomes of an attempt that has not started, if it is not to wait on."""
         outgrown = order.needs.provisional and self._placing.needs(order.task) != order.needs
-        if outgrown or seen.lost_a_node(self._present(), self._ttl):
+        if outgrown or seen.lost_a_node(self._present()):
             return Outcome("outgrown")
         why = self._nodes.misfit(order.needs)
         say, end = self._unplaced.look(order.needs, why)
@@ -193,16 +193,13 @@ class _Seen:
         self._ended: float | None = None
         self._nodes = present
         """The nodes that it may have been sent to while it has no lease; Ray does not always tell when one dies."""
-        self._lost: float | None = None
 
     def ended_for(self, now: float) -> float:
         """Seconds since its lease was first seen to have ended."""
         self._ended = self._ended or now
         return now - self._ended
 
-    def lost_a_node(self, present: set[str], patience: float) -> bool:
-        """Whether one is gone, and Ray had time to tell what went with it."""
+    def lost_a_node(self, present: set[str]) -> bool:
+        """Whether one of the nodes that it may have been sent to is gone."""
         self._nodes = self._nodes | present
-        if self._lost is None and self._nodes != present:
-            self._lost = time.monotonic()
-        return self._lost is not None and time.monotonic() - self._lost > patience
+        return self._nodes != present
