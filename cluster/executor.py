@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cluster.failures import Cause, first_line
@@ -18,6 +18,12 @@ from cluster.worker import run_step
 
 PATIENCE = 40.0
 """Seconds of silence after which Ray's head is given up; at 60 Ray itself would end this process without a word."""
+
+NODE_ID = "ray.io/node-id"
+"""The label by which Ray names each node."""
+STUCK = 60.0
+"""Seconds for which a node that died is avoided by name. Ray may ask it for a worker for half a minute, and meanwhile
+asks nobody else for what needs the same; with a label of its own an attempt is another sort to Ray."""
 
 
 class RayExecutor:
@@ -47,7 +53,11 @@ class RayExecutor:
             self._head.has_groups = True
             return self._run_group.options(num_cpus=0, max_retries=0, name=task.kind).remote(order)
         run = self._run_once if order.needs.gpus else self._run
-        return run.options(**order.needs.options(), max_retries=0, name=task.kind).remote(order)
+        options = order.needs.options()
+        if died := self._head.died:
+            elsewhere = {NODE_ID: f"!in({','.join(sorted(died))})"}
+            options["label_selector"] = elsewhere | options.get("label_selector", {})
+        return run.options(**options, max_retries=0, name=task.kind).remote(order)
 
     async def outcome(self, running: Any) -> Outcome:
         """The attempt's outcome; what Ray raises becomes one with a cause.
@@ -115,6 +125,9 @@ class _Head:
         self._heard = time.monotonic()
         self.draining: Collection[str] = ()
         self.machines: Sequence[Machine] = ()
+        self.died: Mapping[str, float] = {}
+        """The nodes that died of late, and when that was seen."""
+        self._alive: Collection[str] = ()
         self.has_groups = False
         """Whether steps in several processes were asked for: only they leave something behind."""
         threading.Thread(target=self._ask_on, name="head", daemon=True).start()
@@ -132,10 +145,17 @@ class _Head:
                 self.draining = frozenset(state.state.get_draining_nodes())
                 alive = [node for node in state.state.node_table() if node["Alive"]]
                 self.machines = [Machine.of(node) for node in alive if node["NodeID"] not in self.draining]
+                self._note_deaths({node["NodeID"] for node in alive})
                 self._heard = time.monotonic()
                 if self.has_groups:
                     free_orphans()
             time.sleep(self._pause)
+
+    def _note_deaths(self, alive: Collection[str]) -> None:
+        now = time.monotonic()
+        died = {**dict.fromkeys(set(self._alive) - set(alive), now), **self.died}
+        self.died = {node: since for node, since in died.items() if node not in alive and now - since < STUCK}
+        self._alive = alive
 
 
 def _run_on_node(order: Order) -> Outcome:
