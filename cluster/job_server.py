@@ -11,13 +11,13 @@ import json
 import re
 import shlex
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from cluster.session import ClusterUnreachable, TokenRefused
-from cluster.settings import STOP_WAIT
+from cluster.settings import STOP_WAIT, SUBMITTED
 from cluster.step import key_of
 from cluster.token import Token
 from cluster.tree import Package
@@ -28,6 +28,10 @@ TIMEOUT = 10.0
 """Seconds without an answer after which a request is given up."""
 SENDING = 300.0
 """Seconds for a package."""
+VERSION = "/api/version"
+Answer = TypeVar("Answer")
+_HOST = re.compile(r"[A-Za-z0-9_.:%-]+")
+"""A name, or a number of IPv4 or IPv6."""
 
 
 class Unanswered(ClusterUnreachable):
@@ -79,12 +83,16 @@ class Request:
     """Variables that the command and its workers get; whoever reaches the cluster can read them."""
     tree: str = ""
     """The digest of the files that it runs in; none when empty."""
+    nonce: str = ""
+    """Sets it apart from the same request of another time; empty for what is to run once."""
 
     @property
     def id(self) -> str:
-        """A name that the same command over the same files has again."""
+        """A name that the same command over the same files has again, unless a nonce sets it apart."""
         name = "-".join(re.findall(r"[A-Za-z0-9]+", " ".join(self.words[:2])))[:40]
-        identity = {"words": list(self.words), "environment": dict(self.environment), "tree": self.tree}
+        identity = {
+            "words": list(self.words), "environment": dict(self.environment), "tree": self.tree, "nonce": self.nonce,
+        }  # fmt: skip
         return f"{name}-{key_of(identity, {})[:12]}"
 
 
@@ -110,56 +118,60 @@ class JobServer:
 
         Raises:
             ValueError: the address is none.
-            ClusterUnreachable: nobody answers, it is no job server, or it lets in anybody.
+            Unanswered: nobody answers, or the server is in trouble.
+            ClusterUnreachable: it is no job server, or it lets in anybody.
             TokenRefused: it asks for a token, and this is none or another.
         """
         url = _url(address)
+        server = cls(url)
         try:
-            status, text = cls(url)._exchange("GET", "/api/version")
+            status, text = server._exchange("GET", VERSION)
         except Unanswered as error:
-            raise ClusterUnreachable(f"{error} (is the cluster up, and is this its dashboard's address?)") from None
-        if status == 401 and not token:
-            raise TokenRefused(f"{url} asks for a token: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file")
-        server = cls(url, token if status == 401 else None)
+            raise Unanswered(f"{error} (is the cluster up, and is this its dashboard's address?)") from None
         if status == 401:
-            text = server._request("GET", "/api/version")
-        elif status == 200 and not insecure:
+            if token is None:
+                raise TokenRefused(f"{url} asks for a token: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file")
+            server = cls(url, token)
+            text = server._request("GET", VERSION, absent="")
+        elif status >= 500:
+            raise Unanswered(f"{url}: GET {VERSION}: {status}: {_reason(text)}")
+        server._read(text, lambda told: told["ray_version"])
+        if status == 200 and not insecure:
             raise ClusterUnreachable(
                 f"{url} lets in anybody, and so whoever reaches it can run programs there: start the cluster with "
                 "RAY_AUTH_MODE=token, or say `--insecure`"
             )
-        try:
-            json.loads(text)["ray_version"]
-        except (ValueError, KeyError, TypeError):
-            raise ClusterUnreachable(f"{url} is no job server of Ray: give the dashboard's address") from None
         return server
 
     def versions(self) -> tuple[str, str]:
         """Of Ray and of Python, on the head; that of Python is empty when the server does not tell."""
-        ray = str(json.loads(self._request("GET", "/api/version"))["ray_version"])
+        ray = self._read(self._request("GET", VERSION), lambda told: str(told["ray_version"]))
         status, text = self._exchange("GET", "/api/v0/cluster_metadata")
-        told = json.loads(text)["data"] if status == 200 else {}
-        return ray, str(told.get("pythonVersion", ""))
+        return ray, self._read(text, lambda told: str(told["data"].get("pythonVersion", ""))) if status == 200 else ""
 
     def job(self, job_id: str) -> Job | None:
         """A job, or None if the cluster knows none of this name."""
         text = self._request("GET", f"/api/jobs/{quote(job_id, safe='')}", absent="")
-        return Job.from_json(json.loads(text)) if text else None
+        return self._read(text, Job.from_json) if text else None
 
     def jobs(self) -> list[Job]:
         """All jobs that were submitted with hedgerow, the newest first."""
-        records = json.loads(self._request("GET", "/api/jobs/"))
-        ours = [Job.from_json(record) for record in records if MARK in (record.get("metadata") or {})]
-        return sorted(ours, key=lambda job: job.started or 0.0, reverse=True)
+
+        def ours(records: Any) -> list[Job]:
+            return [Job.from_json(record) for record in records if MARK in (record.get("metadata") or {})]
+
+        jobs = self._read(self._request("GET", "/api/jobs/"), ours)
+        return sorted(jobs, key=lambda job: job.started or 0.0, reverse=True)
 
     def logs(self, job_id: str) -> str:
         """All that a job has printed so far."""
         text = self._request("GET", f"/api/jobs/{quote(job_id, safe='')}/logs", absent='{"logs": ""}')
-        return str(json.loads(text)["logs"])
+        return self._read(text, lambda told: str(told["logs"]))
 
     def stop(self, job_id: str) -> bool:
         """Asks a job to save its state and end; says whether it was running."""
-        return bool(json.loads(self._request("POST", f"/api/jobs/{quote(job_id, safe='')}/stop"))["stopped"])
+        text = self._request("POST", f"/api/jobs/{quote(job_id, safe='')}/stop")
+        return self._read(text, lambda told: bool(told["stopped"]))
 
     def ship(self, package: Package) -> str:
         """Sends a package unless the cluster has it already, and gives its address there."""
@@ -176,7 +188,7 @@ class JobServer:
             request: what to run.
             package: the address of the files that it runs in.
         """
-        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT), **request.environment}
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT), SUBMITTED: "1", **request.environment}
         record = {
             "submission_id": job_id,
             "entrypoint": _entrypoint(request.words),
@@ -220,10 +232,28 @@ class JobServer:
             connection.request(method, self._below + path, body, headers)
             response = connection.getresponse()
             return response.status, response.read().decode(errors="replace")
+        except http.client.BadStatusLine as error:
+            if isinstance(error, http.client.RemoteDisconnected):
+                raise Unanswered(f"{self.url} does not answer: {error}") from None
+            raise ClusterUnreachable(f"{self._stranger()} (does Ray's GCS listen there?)") from None
         except (OSError, http.client.HTTPException) as error:
             raise Unanswered(f"{self.url} does not answer: {str(error) or type(error).__name__}") from None
         finally:
             connection.close()
+
+    def _read(self, text: str, take: Callable[[Any], Answer]) -> Answer:
+        """What is taken from an answer in JSON; that of somebody else, such as a proxy, holds no such thing.
+
+        Raises:
+            ClusterUnreachable: the answer is none of a job server's.
+        """
+        try:
+            return take(json.loads(text))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise ClusterUnreachable(self._stranger()) from None
+
+    def _stranger(self) -> str:
+        return f"{self.url} answers, but not as Ray's job server: give the dashboard's address, http://HOST:PORT"
 
     def _connection(self, timeout: float) -> http.client.HTTPConnection:
         if self._tls:
@@ -236,11 +266,14 @@ def _url(address: str) -> str:
     url = address if "://" in address else f"http://{address}"
     try:
         parts = urlsplit(url)
-        fits = parts.scheme in ("http", "https") and parts.hostname and not parts.username and parts.port != 0
-    except ValueError:  # no port
+        host = (parts.hostname or "").encode("idna").decode()  # as it will be asked for
+        fits = parts.scheme in ("http", "https") and _HOST.fullmatch(host) and "@" not in parts.netloc
+        fits = fits and parts.port != 0 and not re.search(r"[?#\s]", url) and url.isprintable()
+    except ValueError:  # no port, or no host: a label of more than 63 letters
         fits = False
     if not fits or not (parts.port or parts.scheme == "https" or "://" in address):
-        raise ValueError(f"--address {address}: allowed are http://HOST:PORT, https://HOST and HOST:PORT")
+        allowed = "http://HOST:PORT, https://HOST and HOST:PORT, with a path if a proxy needs one"
+        raise ValueError(f"--address {address!r}: allowed are {allowed}")
     return url.rstrip("/")
 
 

@@ -6,10 +6,13 @@ import itertools
 import time
 from collections.abc import Callable
 
-from cluster.job_server import Job, JobServer, Request, Unanswered
+from cluster.job_server import Answer, Job, JobServer, Request, Unanswered
 from cluster.session import ClusterUnreachable
+from cluster.settings import STOP_WAIT
 from cluster.tree import Package
 
+STOPPING = STOP_WAIT + 10.0
+"""Seconds in which a stopped job is over: Ray ends what has not ended itself, and then says so."""
 BACK_OFF = 10.0
 """Most seconds between two tries to reach a cluster."""
 SHARE = 20
@@ -41,10 +44,11 @@ class Patience:
         if self._lost is None:
             self._lost, self._wait = now, self._pause
             if self._seconds:
-                self._say(f"{error}; trying again for {self._seconds:g} s")
+                self._say(f"{error}; trying again for {self._seconds:g} s, Ctrl-C ends it")
         left = self._seconds - (now - self._lost)
         if left <= 0:
-            raise ClusterUnreachable(f"{error}; no answer for {self._seconds:g} s") from None
+            waited = f"; no answer for {self._seconds:g} s" if self._seconds else ""
+            raise ClusterUnreachable(f"{error}{waited}") from None
         time.sleep(min(self._wait, left))
         self._wait = min(2 * self._wait, BACK_OFF)
 
@@ -53,6 +57,26 @@ class Patience:
         if self._lost is not None:
             self._say("the cluster answers again")
         self._lost = None
+
+
+def insist(ask: Callable[[], Answer], patience: Patience) -> Answer:
+    """What a cluster answers, asked again while it does not.
+
+    Args:
+        ask: asks it.
+        patience: with a cluster that does not answer.
+
+    Raises:
+        ClusterUnreachable: patience is at its end, or the answer is a refusal.
+    """
+    while True:
+        try:
+            answer = ask()
+        except Unanswered as error:
+            patience.after(error)
+        else:
+            patience.answered()
+            return answer
 
 
 def start(
@@ -76,11 +100,7 @@ def start(
     Raises:
         ClusterUnreachable: patience is at its end, or the server refuses the request.
     """
-    while True:
-        try:
-            return _start(server, request, package, again)
-        except Unanswered as error:
-            patience.after(error)
+    return insist(lambda: _start(server, request, package, again), patience)
 
 
 def _start(server: JobServer, request: Request, package: Package | None, again: bool) -> tuple[Job, bool]:
@@ -96,6 +116,31 @@ def _start(server: JobServer, request: Request, package: Package | None, again: 
         if not job.is_over or (job.status == "SUCCEEDED" and not again):
             return job, False
     raise AssertionError("there is always a next number")
+
+
+def stop(server: JobServer, job_id: str, patience: Patience, limit: float = STOPPING, pause: float = 0.5) -> Job | None:
+    """Asks a job to save its state and end, and waits until it has: until then, `start` would find it.
+
+    Args:
+        server: of the cluster.
+        job_id: of the job.
+        patience: with a cluster that does not answer.
+        limit: seconds to wait at most.
+        pause: seconds between two looks.
+
+    Returns:
+        the job, over or not; None if the cluster does not know it any more.
+
+    Raises:
+        ClusterUnreachable: patience is at its end.
+    """
+    insist(lambda: server.stop(job_id), patience)
+    until = time.monotonic() + limit
+    while True:
+        job = insist(lambda: server.job(job_id), patience)
+        if job is None or job.is_over or time.monotonic() >= until:
+            return job
+        time.sleep(pause)
 
 
 def follow(server: JobServer, job_id: str, write: Callable[[str], None], patience: Patience, pause: float = 1.0) -> Job:

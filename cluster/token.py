@@ -27,13 +27,21 @@ def find(environment: Mapping[str, str]) -> Token | None:
     """The token that Ray would find, in its order: the variable, the file that is named, the usual file.
 
     Raises:
-        ValueError: a file is named that cannot be read, or is empty; Ray then looks no further.
+        ValueError: a file is named that cannot be read, or is empty; Ray then looks no further. Or what was found can
+            be no token, as it goes into a header of HTTP; it is never repeated.
     """
+    found = _look(environment)
+    if found and not (found.value.isascii() and found.value.isprintable()):
+        raise ValueError(f"{found.place}: what it holds is no token, which is one line of printable ASCII characters")
+    return found
+
+
+def _look(environment: Mapping[str, str]) -> Token | None:
     if value := environment.get(VALUE, "").strip():
         return Token(value, VALUE)
     named = environment.get(FILE)
     try:
-        value = file_of(environment).read_text().strip()
+        value = file_of(environment).read_text("utf-8", errors="replace").strip()
     except OSError as error:
         if named:
             raise ValueError(f"{FILE}: {named}: {error.strerror}") from None
@@ -57,4 +65,4 @@ def mode(environment: Mapping[str, str]) -> str:
     """
     if said := environment.get("RAY_AUTH_MODE"):
         return said.lower()
-    return "token" if environment.get(FILE) or find(environment) else "disabled"
+    return "token" if environment.get(FILE) or _look(environment) else "disabled"

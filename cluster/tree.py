@@ -72,16 +72,21 @@ def pack(
         secrets: values that no file may hold, by the name of what they are.
 
     Raises:
-        ValueError: there is nothing to send, a symlink, a device or what looks like a secret, or too much; a line each.
+        ValueError: there is nothing to send, a symlink, a device or what looks like a secret, or too much, or what is
+            allowed is not there; a line each.
     """
-    root = root.resolve()
-    if not root.is_dir():
+    root = Path(os.path.realpath(root))
+    if not os.path.isdir(root):  # a name too long is no folder either
         raise ValueError(f"--tree {root}: no such folder")
     files, refused = _select(root, {folder.resolve() for folder in without})
     refused += [
         f"{file.path}: looks like a secret{_way_out(file.path)}"
         for file in files
         if file.path not in allowed and secret.is_secret_file(file.path)
+    ]
+    going = {file.path for file in files}
+    refused += [
+        f"--allow {path}: no such file goes along; give its path below {root}" for path in allowed if path not in going
     ]
     _refuse(refused)
     if not files:

@@ -6,6 +6,7 @@ The same on a real head is in `tests/workflows/test_submit_command.py`.
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ import pytest
 
 from cluster.job_server import Job, JobServer, Request
 from cluster.session import ClusterUnreachable, TokenRefused
-from cluster.submission import Patience, follow, start
+from cluster.settings import STOP_WAIT
+from cluster.submission import STOPPING, Patience, follow, insist, start, stop
 from cluster.token import Token
 from cluster.tree import Package
 
@@ -59,6 +61,8 @@ class Double:
                 self.packages[name] = body
             return (200, "") if name in self.packages else (404, "no such package")
         if method == "POST":
+            if path.endswith("/stop"):
+                return 200, '{"stopped": true}'
             record = json.loads(body)
             if record["submission_id"] in self.jobs:
                 return 500, f"Traceback\nValueError: Job {record['submission_id']} already exists.\n.\n"
@@ -144,14 +148,75 @@ def test_where_nobody_answers_and_where_no_job_server_does_is_said_at_once(head:
         JobServer.connect("127.0.0.1:1", None)
     assert time.monotonic() - began < 5
     head.spoil = lambda method, path: "404"
-    with pytest.raises(ClusterUnreachable, match="no job server"):
+    with pytest.raises(ClusterUnreachable, match="not as Ray's job server"):
         JobServer.connect(head.url, None)
 
 
-@pytest.mark.parametrize("address", ["host", "ftp://host:1", "http://", "host:x", "http://me:word@host:1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "host", "ftp://host:1", "http://", "host:x", "http://me:word@host:1", "", "http://a b:80", "http://host:1?x=1",
+        "http://host:1/#/jobs", f"http://{'a' * 70}:80", "::1", "http://host:1/a\nb",
+    ],
+)  # fmt: skip
 def test_what_is_no_address_is_a_wrong_request(address: str) -> None:
-    with pytest.raises(ValueError, match="--address"):
+    with pytest.raises(ValueError, match=r"^--address .*: allowed are http://HOST:PORT, "):
         JobServer.connect(address, None)
+
+
+@pytest.mark.parametrize("answer", ['{"ray_version": "2.60"}', "<html>sign in</html>", "[1]", "null", '"x"'])
+def test_who_answers_in_other_ways_than_a_job_server_is_told_apart(answer: str, head: Double) -> None:
+    server = connected(head)
+    head.answer = lambda method, path, body: (200, answer)  # type: ignore[method-assign]
+    requests = [
+        server.versions, server.jobs, lambda: server.job("j"), lambda: server.logs("j"), lambda: server.stop("j"),
+    ]  # fmt: skip
+    for request in requests:
+        with pytest.raises(ClusterUnreachable, match="answers, but not as Ray's job server: give the dashboard's"):
+            request()
+    if "ray_version" not in answer:
+        with pytest.raises(ClusterUnreachable, match="not as Ray's job server"):
+            connected(head)
+
+
+def test_the_port_of_rays_own_servers_is_told_apart_and_what_it_says_is_not_repeated() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"\x00\x00\x06\x04\x00\n\xff")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(ClusterUnreachable, match=r"not as Ray's job server.* \(does Ray's GCS listen") as told:
+            JobServer.connect(f"127.0.0.1:{listening.getsockname()[1]}", None)
+    assert str(told.value).isprintable()
+
+
+def test_a_path_that_leads_nowhere_is_told_with_and_without_a_token(head: Double) -> None:
+    normal = head.answer
+    head.answer = lambda method, path, body: (404, "") if path.startswith("/a/") else normal(method, path, body)  # type: ignore[method-assign]
+    for head.token in ("the right token", ""):
+        with pytest.raises(ClusterUnreachable, match=r"/a/b answers, but .* give the dashboard's address"):
+            JobServer.connect(f"{head.url}/a/b", Token("the right token", "RAY_AUTH_TOKEN"))
+
+
+def test_a_head_that_is_not_there_yet_is_asked_again_and_a_refusal_is_not(head: Double) -> None:
+    said, tries = list[str](), 0
+
+    def trouble(method: str, path: str) -> str:
+        nonlocal tries
+        tries += 1
+        return ("before", "503", "")[min(tries, 3) - 1]
+
+    head.spoil = trouble
+    insist(lambda: connected(head), Patience(5, said.append, 0.01))
+    assert said[0].endswith("; trying again for 5 s, Ctrl-C ends it")
+    assert [line for line in said if "trying" not in line] == ["the cluster answers again"]
+    with pytest.raises(TokenRefused):
+        insist(lambda: JobServer.connect(head.url, None), Patience(60, said.append))
+    assert len(said) == 2
 
 
 def test_a_submission_is_named_by_command_files_and_environment() -> None:
@@ -181,6 +246,46 @@ def test_what_runs_is_found_what_failed_is_submitted_under_the_next_number(head:
     assert head.count("PUT", "/api/packages") == 1
     assert head.jobs[f"{name}-4"]["runtime_env"]["working_dir"] == f"gcs://_ray_pkg_{'d' * 64}.zip"
     assert head.packages == {f"_ray_pkg_{'d' * 64}.zip": b"zip"}
+
+
+def test_a_command_that_only_looks_is_another_job_each_time_and_one_job_each_time(head: Double) -> None:
+    server, looks = connected(head), [Request(("runs",), {}, nonce=nonce) for nonce in ("a", "b")]
+    head.spoil = lambda method, path: "after" if method == "POST" else ""
+    assert [start(server, look, None, NONE)[0].id for look in looks] == [look.id for look in looks]
+    assert len(head.jobs) == 2
+
+
+def test_a_stopped_job_is_waited_for_so_that_the_next_submission_begins_anew(head: Double) -> None:
+    server, looks = connected(head), 0
+    start(server, REQUEST, None, NONE)
+
+    def end_slowly(method: str, path: str) -> str:
+        nonlocal looks
+        looks += method == "GET"
+        if looks == 4:
+            head.put(REQUEST.id, "STOPPED")
+        return "503" if looks == 2 else ""
+
+    head.spoil = end_slowly
+    stopped = stop(server, REQUEST.id, Patience(5, lambda line: None, 0.01), limit=5, pause=0.01)
+    assert stopped is not None
+    assert stopped.status == "STOPPED"
+    assert start(server, REQUEST, None, NONE)[0].id == f"{REQUEST.id}-2"
+
+
+def test_a_job_that_does_not_end_when_stopped_is_not_waited_for_longer_than_said(head: Double) -> None:
+    head.put("j", "RUNNING")
+    began = time.monotonic()
+    stopped = stop(connected(head), "j", NONE, limit=0.2, pause=0.01)
+    assert stopped is not None
+    assert stopped.status == "RUNNING"
+    assert 0.2 <= time.monotonic() - began < 2
+    assert STOPPING > STOP_WAIT
+
+
+def test_a_submitted_command_finds_the_mark_that_it_is_one(head: Double) -> None:
+    start(connected(head), REQUEST, None, NONE)
+    assert head.jobs[REQUEST.id]["runtime_env"]["env_vars"]["HEDGEROW_SUBMITTED"] == "1"
 
 
 def test_many_at_once_are_one_job(head: Double) -> None:
@@ -224,8 +329,10 @@ def test_a_head_that_has_just_started_is_waited_for(head: Double) -> None:
     head.spoil = lambda method, path: "500" if method == "POST" and head.count("POST", "/api/jobs/") < 4 else ""
     job, mine = start(server, REQUEST, PACKAGE, Patience(5, said.append, 0.01))
     assert (job.id, mine) == (REQUEST.id, True)
-    assert len(said) == 1
-    assert "trying again for 5 s" in said[0]
+    assert [line.rpartition("; ")[2] for line in said] == [
+        "trying again for 5 s, Ctrl-C ends it",
+        "the cluster answers again",
+    ]
 
 
 @pytest.mark.parametrize("wrong", ["before", "after", "500", "503"])

@@ -87,6 +87,24 @@ def test_a_token_says_where_it_was_found_and_never_what_it_is(tmp_path: Path) ->
     assert "the-" not in str(found)
 
 
+@pytest.mark.parametrize("wrong", [b"sec\nret123", "sec€ret".encode(), b"sec\x00ret", b"\xff\xfesecret"])
+def test_what_is_no_token_is_refused_by_its_place_and_never_repeated(wrong: bytes, tmp_path: Path) -> None:
+    (tmp_path / "named").write_bytes(wrong)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_bytes(wrong)
+    given = {
+        "RAY_AUTH_TOKEN": {"RAY_AUTH_TOKEN": os.fsdecode(wrong)},
+        f"{tmp_path}/named": {"RAY_AUTH_TOKEN_PATH": f"{tmp_path}/named"},
+        "~/.ray/auth_token": {"HOME": str(tmp_path)},
+    }
+    for place, environment in given.items():
+        assert mode(environment) == "token"  # so that somebody asks for it, and is told
+        with pytest.raises(ValueError, match="is no token, which is one line of printable ASCII") as refused:
+            find(environment)
+        assert str(refused.value).startswith(f"{place}: ")
+        assert "sec" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("given", "lone", "wanted"),
     [

@@ -145,8 +145,17 @@ def test_size_is_looked_at_before_anything_is_read_and_the_biggest_are_named(tmp
     assert len(pack(tmp_path, limit=2.1).files) == 2
 
 
+def test_what_is_allowed_has_to_be_among_the_files_that_go(tmp_path: Path) -> None:
+    write(tmp_path, "a.py", "ignored.py", ".gitignore", content="ignored.py\n")
+    for name in ("nosuch", "ignored.py"):
+        with pytest.raises(ValueError, match=f"^--allow {name}: no such file goes along; give its path below "):
+            pack(tmp_path, allowed=[name])
+
+
 def test_nothing_to_send_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no files to send"):
         pack(tmp_path)
     with pytest.raises(ValueError, match="no such folder"):
         pack(tmp_path / "gone")
+    with pytest.raises(ValueError, match="no such folder"):
+        pack(tmp_path / ("a" * 300))

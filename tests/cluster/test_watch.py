@@ -86,9 +86,7 @@ async def beaten(lease: Lease, store: Store, seconds: float, until: Callable[[],
 
 
 @pytest.mark.parametrize("gone", ["a", "joined"])
-def test_an_attempt_that_a_node_may_have_taken_along_unheard_is_asked_for_anew(
-    disk: Store, gone: str
-) -> None:
+def test_an_attempt_that_a_node_may_have_taken_along_unheard_is_asked_for_anew(disk: Store, gone: str) -> None:
     made = Watched(disk, "a", "b")
 
     async def run() -> tuple[Outcome, float]:

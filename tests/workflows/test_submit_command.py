@@ -132,6 +132,22 @@ def test_secrets_are_in_nothing_that_was_written_or_said(
     assert not [name for name, value in PLANTED.items() if value in said]
 
 
+def test_a_command_that_only_looks_runs_each_time_and_its_store_is_seen_from_there(
+    finished: tuple[Path, Called], server: JobServer
+) -> None:
+    folder, _ = finished
+    looks = [Called("submit", "runs", "--store", str(folder / "store"), cwd=folder / "tree") for _ in range(2)]
+    assert [(look.code, "small-" in look.out) for look in looks] == [(0, True)] * 2
+    assert len({look.err for look in looks}) == 2
+
+
+def test_the_port_that_nodes_join_is_no_job_server_and_said_so(head: Cluster) -> None:
+    called = Called("submit", "--address", head.address, "status")
+    assert called.code == 3
+    assert called.err.endswith("(does Ray's GCS listen there?)\n")
+    assert called.err.isascii()
+
+
 def test_a_line_cut_mid_log_loses_nothing_and_doubles_nothing(head: Cluster, server: JobServer, talker: Path) -> None:
     name = begin(server, talker, talk(60))
     heard, said = list[str](), list[str]()
@@ -197,11 +213,17 @@ def test_a_command_that_was_killed_is_the_clusters_failure_and_submitted_again_a
     assert server.stop(f"{name}-2")
 
 
-def test_stopping_lets_the_command_say_goodbye_and_ends_the_one_who_follows(server: JobServer, talker: Path) -> None:
+def test_stopping_waits_for_the_goodbye_of_the_command_and_the_next_submission_runs(
+    server: JobServer, talker: Path
+) -> None:
     with submitting(talker, talk(100)) as process:
         name = first_word(process)
         wait_for(server, name, "line 6")
-        assert "was asked" in Called("submit", "stop", name).out
+        stopped = Called("submit", "stop", name)
+        assert (stopped.code, stopped.out) == (0, f"{name} is over: STOPPED\n")
+        assert stopped.err.startswith(f"asking {name} to save its state and stop; waiting until it is over, 70 s at")
+        assert Called("submit", "--detach", *talk(100), cwd=talker).out == f"{name}-2\n"
+        assert Called("submit", "stop", f"{name}-2").code == 0
         printed = process.communicate(timeout=30)[0]
     assert process.returncode == 130
     assert printed.rstrip().endswith("bye")
@@ -233,7 +255,7 @@ def test_a_missing_and_a_wrong_token_are_one_line_each(
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     missing = Called("submit", *talk(1), cwd=talker)
     assert (wrong.code, missing.code) == (3, 3)
-    assert wrong.err.count("\n") == missing.err.count("\n") == 1
+    assert wrong.err.count("\n") == missing.err.count("\n") == 1  # at once: patience is for who does not answer
     assert "refuses the token" in wrong.err
     assert "asks for a token" in missing.err
 
@@ -251,7 +273,7 @@ def test_a_head_that_is_lost_is_said_and_the_next_head_gets_the_job_from_the_sto
         assert detached.code == 0, detached.err
         made.head.kill()
         lost = Called("submit", "logs", detached.out.strip(), "--address", address, "--follow", "--patience", "2")
-        assert (lost.code, lost.err.count("\n")) == (3, 1)
+        assert (lost.code, lost.err.count("\n")) == (3, 2)  # that it tries again, and that it gives up
         made.start_head("--num-cpus", "1")
         again = Called("submit", "--address", address, *words, cwd=tree)
     assert again.code == 0, again.err

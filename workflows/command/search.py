@@ -29,17 +29,31 @@ def loaded_search(
     Raises:
         BadRequest: neither or both are given, or it is no search.
     """
-    if bool(name) == bool(go_on):
-        both = ", not both" if name else ""
-        raise BadRequest(f"give a recipe, or --resume STUDY to go on with a search{both}")
-    if go_on and overrides:
-        raise BadRequest("--set changes what is searched, and so makes another search; --resume takes --trials alone")
+    check_asked(name, go_on, overrides)
     recipe = recorded_recipe(store(), go_on) if go_on else load_recipe(name, overrides)
     search = as_search(recipe.workflow, f"recipe {recipe.name}")
     if trials is not None:
         budget = search.budget.model_copy(update={"trials": trials})
         recipe = Recipe(recipe.name, search.model_copy(update={"budget": budget}), recipe.content)
     return recipe
+
+
+def check_asked(name: str, go_on: str, overrides: Sequence[str]) -> None:
+    """Whether it is clear which search is meant.
+
+    Args:
+        name: of a recipe; empty to go on with a search.
+        go_on: the id of a search, or its beginning.
+        overrides: as `a.b=c`.
+
+    Raises:
+        BadRequest: it is not.
+    """
+    if bool(name) == bool(go_on):
+        both = ", not both" if name else ""
+        raise BadRequest(f"search: give a recipe, or --resume STUDY to go on with a search{both}")
+    if go_on and overrides:
+        raise BadRequest("--set changes what is searched, and so makes another search; --resume takes --trials alone")
 
 
 def exported_trial(store: Store, study: str, number: int) -> str:

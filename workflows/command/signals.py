@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import signal
 import sys
@@ -12,9 +13,19 @@ from typing import Any
 
 import typer
 
+from cluster.settings import SUBMITTED
 from workflows.command.exit_codes import Exit
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+def way_on(command: str) -> str:
+    """The line that says how to go on; where a submitted job runs, nobody types anything.
+
+    Args:
+        command: that goes on.
+    """
+    return "to go on: submit it again" if SUBMITTED in os.environ else f"to go on: {command}"
 
 
 def run_with_signals(main: Coroutine[Any, Any, Exit]) -> Exit:
@@ -59,7 +70,7 @@ def stoppable(say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
             asked.append(signal.SIGTERM)
         elif not asked and not isinstance(end, KeyboardInterrupt):  # once asked, whatever was cut short may complain
             raise
-        say(f"to go on: {shlex.join(['hedgerow', *sys.argv[1:]])}")
+        say(way_on(shlex.join(["hedgerow", *sys.argv[1:]])))
         raise typer.Exit(Exit.PREEMPTED if signal.SIGTERM in asked else Exit.INTERRUPTED) from None
     finally:
         for name, handler in before.items():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import secrets
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,23 +23,25 @@ from cluster.job_server import Job, JobServer, Request
 from cluster.secret import names_secret, secrets_of
 from cluster.session import ClusterUnreachable
 from cluster.settings import JOB_SERVER
-from cluster.submission import Patience, follow, start
+from cluster.submission import STOPPING, Patience, insist, start
+from cluster.submission import follow as follow_job
+from cluster.submission import stop as stop_job
 from cluster.token import find
 from cluster.tree import LIMIT, Package, pack
 from workflows.command.exit_codes import Exit
 from workflows.command.options import AsJson
 from workflows.command.recipe import BadRequest
+from workflows.command.remote import Remote, in_tree, remote_command
 from workflows.command.terminal import out, print_json, print_line, warn
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
-HERE = {"submit", "cluster", "methods", "schema", "top"}
-"""Commands that would do nothing on a cluster that they do not do here."""
-OUT = "~/hedgerow-results"
-"""Where reports go unless asked otherwise: below the home folder of whoever runs the cluster's head."""
-SHARED = ("file", "s3", "gs", "az")
+NOTE = (
+    "submitted, it gets `--address auto` and an --out that outlives the job unless they are given; it needs a --store "
+    "that all nodes reach"
+)
+"""What `hedgerow submit COMMAND --help` adds to the command's own help."""
 KNOWN = {0, 1, 2, 3, 4, 75, 130}
 """Exit codes that mean something to whoever started hedgerow."""
-_Misused: Any = typer.BadParameter.__base__  # what is wrong with a command line, in whichever library typer has it
 
 
 class _Submission(TyperGroup):
@@ -55,15 +58,32 @@ app = typer.Typer(
     subcommand_metavar="COMMAND [ARGS]...",
 )
 
+
+def _named(job_id: str | None) -> str | None:
+    if job_id == "":
+        raise BadRequest("ID '': that names no job; `hedgerow submit status` lists those there are")
+    return job_id
+
+
 Server = Annotated[
     str,
     typer.Option("--address", envvar=ADDRESS, help="The job server: the dashboard's address, http://HOST:PORT."),
 ]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="Of a job.")]
-Seconds = Annotated[
-    float, typer.Option("--patience", min=0, help="Seconds to try again for when the cluster does not answer.")
+OtherServer = Annotated[
+    str | None, typer.Option("--address", help="The job server, if it is not that of `hedgerow submit --address`.")
 ]
-DEFAULT_PATIENCE = 300.0
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Of a job.", callback=_named)]
+FIRST, LATER = 30.0, 300.0
+"""Seconds of patience with a cluster that has not answered yet, whose address may be wrong, and with one that has."""
+Seconds = Annotated[
+    float | None,
+    typer.Option(
+        "--patience",
+        min=0,
+        show_default=f"{FIRST:g} until it has answered, then {LATER:g}",
+        help="Seconds to try again for when the cluster does not answer.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -78,7 +98,7 @@ class Sending:
     allow: Sequence[str]
     max_size: float
     insecure: bool
-    patience: float
+    patience: float | None
 
 
 @app.callback()
@@ -87,7 +107,9 @@ def submit(
     address: Server = JOB_SERVER,
     tree: Annotated[str, typer.Option(help="Folder whose files go along, unless ignored; `none` sends none.")] = ".",
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait, and print the job's id alone.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Run again what has succeeded before.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Run again what has succeeded; what starts no run is run again anyway.")
+    ] = False,
     env: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A variable that the job gets too; all there can read it.")
     ] = None,
@@ -98,7 +120,7 @@ def submit(
         float, typer.Option(min=0, metavar="MB", help="Most that the files may have together.")
     ] = LIMIT,
     insecure: Annotated[bool, typer.Option("--insecure", help="Also to a cluster that lets in anybody.")] = False,
-    patience: Seconds = DEFAULT_PATIENCE,
+    patience: Seconds = None,
 ) -> None:
     """Run any command on a cluster."""
     context.obj = Sending(address, tree, detach, again, env or [], allow or [], max_size, insecure, patience)
@@ -107,19 +129,26 @@ def submit(
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def command(context: typer.Context, words: Annotated[list[str], typer.Argument()]) -> None:
     """Run a command on the cluster."""
-    _submit(words, context.obj)
+    try:
+        asked = remote_command(words)
+    except typer.Exit:  # its help was printed
+        print_line(out, NOTE)
+        raise
+    _submit(asked, context.obj)
 
 
 @app.command()
 def status(
     context: typer.Context,
-    job_id: Annotated[str, typer.Argument(metavar="[ID]", help="Of a job; all that are known when not given.")] = "",
-    address: Server = "",
+    job_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="Of a job; all that are known when not given.", callback=_named)
+    ] = None,
+    address: OtherServer = None,
     as_json: AsJson = False,
 ) -> None:
     """Say how the submitted commands stand."""
-    server = _server(address or context.obj.address)
-    jobs = [_known(server, job_id)] if job_id else server.jobs()
+    server = _server(_looking(context.obj, address))
+    jobs = server.jobs() if job_id is None else [_known(server, job_id)]
     if as_json:
         print_json([asdict(job) for job in jobs])
         return
@@ -132,14 +161,22 @@ def status(
 
 
 @app.command()
-def stop(context: typer.Context, job_id: JobId, address: Server = "") -> None:
-    """Stop a submitted command: its steps save their state, and submitting it again goes on from there."""
-    server = _server(address or context.obj.address)
+def stop(context: typer.Context, job_id: JobId, address: OtherServer = None) -> None:
+    """Stop a submitted command, and wait until its steps have saved their state: submitted again, it goes on."""
+    how = _looking(context.obj, address)
+    server = _server(how)
     job = _known(server, job_id)
-    if job.is_over or not server.stop(job_id):
+    if job.is_over:
         print_line(out, f"{job_id} is over already: {job.status}")
-    else:
-        print_line(out, f"{job_id} was asked to save its state and stop")
+        return
+    warn(f"asking {job_id} to save its state and stop; waiting until it is over, {STOPPING:g} s at most")
+    ended = stop_job(server, job_id, Patience(_patience(how, LATER), warn))
+    if ended is None or ended.is_over:
+        print_line(out, f"{job_id} is over: {ended.status if ended else 'its head was started anew'}")
+        return
+    warn(f"{job_id} is not over after {STOPPING:g} s: {ended.status}; the same command submitted now would find it")
+    warn(f"to see how it stands: {_call('status', job_id, server.url)}")
+    raise typer.Exit(Exit.INFRASTRUCTURE)
 
 
 @app.command()
@@ -147,29 +184,31 @@ def logs(
     context: typer.Context,
     job_id: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more, and end as the job ends.")] = False,
-    address: Server = "",
-    patience: Seconds = DEFAULT_PATIENCE,
+    address: OtherServer = None,
+    patience: Seconds = None,
 ) -> None:
     """Print what a submitted command has printed."""
-    server = _server(address or context.obj.address)
+    how = _looking(context.obj, address, patience)
+    server = _server(how)
     _known(server, job_id)
     if follow:
-        _follow(server, job_id, patience)
+        _follow(server, job_id, _patience(how, LATER))
     else:
         _write(server.logs(job_id))
 
 
-def _submit(words: Sequence[str], how: Sending) -> None:
-    folder = None if how.tree == "none" else Path(how.tree).resolve()
-    asked = remote_command(words)
+def _submit(asked: Remote, how: Sending) -> None:
+    folder = None if how.tree == "none" else Path(os.path.realpath(os.path.expanduser(how.tree)))
     sent = _environment(how.env, asked.words)
     with _as_requests():
         package = _package(folder, asked.store, how)
-    words = _in_tree(asked, folder, package.files if package else ())
-    server = _server(how.address, how.insecure)
-    _compare_versions(server)
-    request = Request(tuple(words), sent, package.digest if package else "")
-    job, started = start(server, request, package, Patience(how.patience, warn), how.again)
+    words = in_tree(asked, folder, package.files if package else ())
+    server = _server(how)
+    patience = Patience(_patience(how, LATER), warn)
+    _compare_versions(*insist(server.versions, patience))
+    nonce = "" if asked.starts else secrets.token_hex(6)  # who looks again, wants to see how it is now
+    request = Request(tuple(words), sent, package.digest if package else "", nonce)
+    job, started = start(server, request, package, patience, how.again)
     if job.status == "SUCCEEDED" and not started:
         warn(f"{job.id} has succeeded already; `--again` runs it again")
         warn(f"to see what it said: {_call('logs', job.id, server.url)}")
@@ -179,95 +218,7 @@ def _submit(words: Sequence[str], how: Sending) -> None:
         print_line(out, job.id)
         warn(f"to follow: {_call('logs', job.id, server.url, '--follow')}")
     else:
-        _follow(server, job.id, how.patience)
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A command as it has to be given on the cluster."""
-
-    words: list[str]
-    """Without the program's name."""
-    store: str
-    """The store it names; empty for commands that use none."""
-    recipe: str
-    """The path of its recipe; empty for commands that read none, and for recipes that come with hedgerow."""
-
-
-def remote_command(words: Sequence[str]) -> Remote:
-    """Reads a command as the cluster will, and puts in what it needs there.
-
-    Raises:
-        BadRequest: there is no such command, it is misused, or its store is none that a cluster can reach.
-    """
-    name, *rest = words
-    read = read_command(words)
-    made = [name, *rest]
-    given = {  # by what is typed, whatever the command's own function calls it
-        option.opts[0]: (str(read.params[option.name]), read.get_parameter_source(option.name).name)
-        for option in read.command.params
-        if option.name in read.params
-    }
-    store, source = given.get("--store", ("", ""))
-    if store:
-        _check_store(store, source)
-        made += [] if source == "COMMANDLINE" else ["--store", store]
-    if "--address" in given and given["--address"][1] != "COMMANDLINE":
-        made += ["--address", "auto"]
-    if "--out" in given:
-        made += _out_of(*given["--out"])
-    return Remote(made, store, recipe_file(read.params))
-
-
-def read_command(words: Sequence[str]) -> Any:
-    """A command's options, as `hedgerow` itself reads them.
-
-    Args:
-        words: of the command, without the program's name.
-
-    Raises:
-        BadRequest: there is no such command for a cluster, or it is misused.
-    """
-    from typer.main import get_command
-
-    from workflows.command.cli import app as hedgerow
-
-    name, *rest = words
-    commands: dict[str, Any] = get_command(hedgerow).commands  # type: ignore[attr-defined]
-    if name not in commands or name in HERE:
-        there = ", ".join(sorted({*commands} - HERE))
-        raise BadRequest(f"submit: '{name}' is no command for a cluster; there are {there}")
-    try:
-        return commands[name].make_context(f"hedgerow {name}", list(rest))
-    except _Misused as error:
-        raise BadRequest(f"{name}: {error.format_message()}") from None
-
-
-def recipe_file(options: Mapping[str, Any]) -> str:
-    """The path of a command's recipe; empty for commands that read none, and for recipes that come with hedgerow."""
-    recipe = str(options.get("recipe", ""))
-    return recipe if "/" in recipe or recipe.endswith((".yaml", ".yml")) else ""
-
-
-def _check_store(store: str, source: str) -> None:
-    """Whether the store may be one that all nodes see; whether they do is for `doctor`."""
-    parts = urlsplit(store)
-    where = "give a URL (s3://, gs://, az://) or the absolute path of a folder that all nodes share"
-    if source == "DEFAULT":
-        raise BadRequest(f"--store: results in a folder of the head's would be lost: {where}")
-    if parts.username or parts.password:
-        raise BadRequest("--store: a URL must not hold credentials; the cluster's nodes have them in their environment")
-    if parts.scheme not in ("", *SHARED) or (parts.scheme in ("", "file") and not Path(parts.path).is_absolute()):
-        raise BadRequest(f"--store {store}: no node of a cluster finds that: {where}")
-
-
-def _out_of(folder: str, source: str) -> list[str]:
-    """What is to be put in so that reports outlive the folder of the job, which Ray removes."""
-    if source != "COMMANDLINE":
-        return ["--out", OUT]
-    if not folder.startswith(("/", "~/")):
-        raise BadRequest(f"--out {folder}: it would be gone with the job: give an absolute path, or one that begins ~/")
-    return []
+        _follow(server, job.id, _patience(how, LATER))
 
 
 def _environment(names: Sequence[str], words: Sequence[str]) -> dict[str, str]:
@@ -290,34 +241,39 @@ def _is_about_tracking(name: str) -> bool:
 
 
 def _package(folder: Path | None, store: str, how: Sending) -> Package | None:
+    if not how.tree:
+        raise ValueError("--tree '': give a folder, or `none`")
     if folder is None:
+        if how.allow:
+            raise ValueError(f"--allow {how.allow[0]}: with --tree none no file goes along")
         return None
     stays = [Path(urlsplit(store).path)] if store and urlsplit(store).scheme in ("", "file") else []
     return pack(folder, how.max_size, how.allow, stays, secrets_of(os.environ))
 
 
-def _in_tree(asked: Remote, folder: Path | None, files: Sequence[str]) -> list[str]:
-    """The command with the path of its recipe as it is in the files that go along."""
-    if not asked.recipe:
-        return asked.words
-    path = Path(asked.recipe).resolve()
-    if not path.is_file():
-        raise BadRequest(f"recipe {asked.recipe}: there is no such file")
-    if folder is None or not path.is_relative_to(folder):
-        raise BadRequest(f"recipe {asked.recipe}: it does not go along: --tree must be a folder that holds it")
-    there = path.relative_to(folder).as_posix()
-    if there not in files:
-        raise BadRequest(f"recipe {asked.recipe}: it does not go along, for an ignore file names it")
-    return [there if word == asked.recipe else word for word in asked.words]
+def _looking(how: Sending, address: str | None, patience: float | None = None) -> Sending:
+    """How to look at what was sent: perhaps elsewhere; a cluster that lets in anybody will do."""
+    return replace(
+        how,
+        address=how.address if address is None else address,
+        patience=how.patience if patience is None else patience,
+        insecure=True,
+    )
 
 
-def _server(address: str, insecure: bool = True) -> JobServer:
+def _server(how: Sending) -> JobServer:
+    """The job server, once it answers."""
     with _as_requests():
-        return JobServer.connect(address, find(os.environ), insecure)
+        token = find(os.environ)
+        patience = Patience(_patience(how, FIRST), warn)
+        return insist(lambda: JobServer.connect(how.address, token, how.insecure), patience)
 
 
-def _compare_versions(server: JobServer) -> None:
-    ray, python = server.versions()
+def _patience(how: Sending, otherwise: float) -> float:
+    return otherwise if how.patience is None else how.patience
+
+
+def _compare_versions(ray: str, python: str) -> None:
     for what, here, there in (("Ray", version("ray"), ray), ("Python", platform.python_version(), python)):
         if there and there != here:
             warn(f"the cluster has {what} {there}, this machine {here}: the command runs with the cluster's")
@@ -333,7 +289,7 @@ def _known(server: JobServer, job_id: str) -> Job:
 def _follow(server: JobServer, job_id: str, patience: float) -> None:
     """Prints what a job prints, and ends as it does."""
     try:
-        job = follow(server, job_id, _write, Patience(patience, warn))
+        job = follow_job(server, job_id, _write, Patience(patience, warn))
     except ClusterUnreachable as error:
         warn(f"hedgerow: {error}")
         warn(f"to follow again: {_call('logs', job_id, server.url, '--follow')}")
