@@ -169,7 +169,7 @@ class _Collector:
     def _require_idle(self, run_id: str) -> None:
         log = list(log_of(self._store, run_id))
         for driver in drivers_of(self._store, run_id, log):
-            if driver.state(self._now, self._grace) in MAY_LIVE:
+            if driver.state(self._now, self._grace) not in ("gone", "ended"):
                 where = f" on {driver.owner.machine}" if driver.owner else ""
                 wrote = f"its driver{where} wrote {driver.silent(self._now):.0f} s ago"
                 raise ValueError(f"run {run_id} is at work: {wrote}; stop it first")

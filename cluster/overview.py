@@ -56,8 +56,8 @@ class Overview:
         self._ended: dict[str, dict[str, Entry]] = {}
         """The newest object of each log, of runs that were looked into and not shown."""
         self._pool = ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="overview")
-        self._open: dict[str, bool] = {}
-        """Whether a log goes on after one of its objects, by the object's path."""
+        self._lasting: dict[str, float] = {}
+        """Seconds after one of its objects for which a log may go on, by the object's path."""
         self._readers = {run_id: _Reader(store, run_id, self._pool)} if run_id else {}
 
     def look(self) -> list[RunNow]:
@@ -93,17 +93,20 @@ class Overview:
         last = self._ended.setdefault(run_id, {})
         for entry in later_entries(self._store, run_id, last, beats):
             last[driver_of(entry)] = entry
-        return any(
-            now - max(entry.modified, beats.get(driver, 0.0)) < LINGER and self._is_open(entry)
-            for driver, entry in last.items()
-        )
+        for driver, entry in last.items():
+            silent = now - max(entry.modified, beats.get(driver, 0.0))
+            if silent < LINGER and silent < self._lasts(entry):
+                return True
+        return False
 
-    def _is_open(self, entry: Entry) -> bool:
-        """Whether a log goes on after one of its objects."""
-        if entry.path not in self._open:
+    def _lasts(self, entry: Entry) -> float:
+        """Seconds after one of its objects for which a log may go on: none once its driver has ended and waits not."""
+        if entry.path not in self._lasting:
             events = read_chunk(self._store, entry).events
-            self._open[entry.path] = not (events and events[-1]["event"] == "run" and events[-1]["state"] == "ended")
-        return self._open[entry.path]
+            last = events[-1] if events else {}
+            ended = last.get("event") == "run" and last["state"] == "ended"
+            self._lasting[entry.path] = last.get("waits", 0.0) if ended else LINGER
+        return self._lasting[entry.path]
 
 
 class _Reader:

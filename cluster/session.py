@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ipaddress
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
@@ -20,6 +22,7 @@ from cluster.token import Token, find, mode
 
 OURS = {**RAY_ENVIRONMENT, "RAY_DEDUP_LOGS": "0"}
 A_DAY = str(24 * 60 * 60)
+HOST = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _abandoned = threading.Event()
 
@@ -136,12 +139,28 @@ def check_address(address: str) -> None:
     """Looks at the form of an address alone.
 
     Raises:
-        ValueError: it is neither `local` nor `auto` nor `HOST:PORT`.
+        ValueError: it is neither `local` nor `auto` nor `HOST:PORT`, where an IPv6 address stands in brackets.
     """
+    if address in ("local", "auto"):
+        return
     host, _, port = address.rpartition(":")
-    named = host and "/" not in host and port.isdigit() and 0 < int(port) < 65536
-    if address not in ("local", "auto") and not named:
-        raise ValueError(f"--address {address}: allowed are `local`, `auto` and HOST:PORT, where Ray's GCS listens")
+    if not (_is_host(host) and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
+        allowed = "allowed are `local`, `auto` and HOST:PORT, where Ray's GCS listens"
+        if ":" in host and "/" not in host:
+            allowed += "; an IPv6 address goes in brackets, as in [::1]:6379"
+        elif not host.isascii():
+            allowed += "; a host's name is ASCII (xn--... where it has other letters)"
+        raise ValueError(f"--address {address}: {allowed}")
+
+
+def _is_host(host: str) -> bool:
+    if not (host.startswith("[") and host.endswith("]")):
+        return HOST.fullmatch(host) is not None
+    try:
+        ipaddress.IPv6Address(host[1:-1])
+    except ValueError:
+        return False
+    return True
 
 
 def check_head(address: str) -> None:
@@ -169,13 +188,15 @@ def check_head(address: str) -> None:
                 wrong = f"the cluster refuses the token in {token.place}" if token else "the cluster wants a token"
                 why = f"{wrong} (set RAY_AUTH_TOKEN to the one that it was started with)"
                 raise TokenRefused(f"{told}: {why}") from None
-            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            reason = error.details().rpartition(": ")[2].strip("]")
+            asked = "" if found == address else f"; Ray asks {found}"
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED or "HTTP" in reason:
                 why = (
                     "somebody listens, but does not answer as Ray's head does (is it the right port, and the head up?)"
                 )
             else:
-                why = f"{error.details().rpartition(': ')[2].strip(']')} (is the cluster up?)"
-            raise ClusterUnreachable(f"{told}: {why}") from None
+                why = f"{reason} (is the cluster up?)"
+            raise ClusterUnreachable(f"{told}: {why}{asked}") from None
 
 
 def _token(told: str) -> Token | None:

@@ -16,9 +16,11 @@ SILENCE = 4 * BEAT_SECONDS
 LINGER = 3600.0
 """Seconds without a sign of life after which it is taken for dead, wherever it is."""
 
-Seems = Literal["at work", "silent", "gone", "ended"]
+Seems = Literal["at work", "silent", "waiting", "gone", "ended"]
+"""Waiting is a driver that has lost its cluster, and goes on when one answers."""
 MAY_LIVE: tuple[Seems, ...] = ("at work", "silent")
-RunState = Literal["running", "silent", "failed", "finished", "stopped"]
+"""What may hold steps; a driver that waits holds none."""
+RunState = Literal["running", "silent", "waiting", "failed", "finished", "stopped"]
 
 
 def seems(ended: bool, owner: Owner | None, silent: float, linger: float = LINGER) -> Seems:
@@ -105,12 +107,15 @@ class DriverNow:
     """Of the cluster that it found; 0 where that is not known."""
     gpus: float = 0.0
     ended: bool = False
+    waits: float = 0.0
+    """Seconds after its end for which it waits for the cluster that it lost."""
     news: float = 0.0
     """When it wrote last, by the store's clock."""
 
     def hear(self, event: Mapping[str, Any]) -> None:
         """Takes in that it began, or that it ended."""
         self.ended = event["state"] == "ended"
+        self.waits = event.get("waits", 0.0)
         if not self.ended:
             self.owner = Owner.from_json(event["owner"]) if "owner" in event else None
             self.cpus, self.gpus = event.get("cpus", 0.0), event.get("gpus", 0.0)
@@ -122,6 +127,8 @@ class DriverNow:
             now: the time by the store's clock.
             linger: seconds of silence after which it is taken for dead.
         """
+        if self.ended and self.silent(now) < self.waits and not (self.owner and self.owner.is_gone()):
+            return "waiting"
         return seems(self.ended, self.owner, self.silent(now), linger)
 
     def silent(self, now: float) -> float:
@@ -173,8 +180,8 @@ def run_state(driver: Seems | None, steps: Collection[str]) -> RunState:
     """
     if driver == "at work" or "running" in steps:
         return "running"
-    if driver == "silent":
-        return "silent"
+    if driver == "silent" or driver == "waiting":
+        return driver
     if "failed" in steps:
         return "failed"
     return "finished" if set(steps) <= {"stored"} else "stopped"

@@ -65,14 +65,18 @@ class Store:
         self._root = os.path.realpath(url) if url.startswith("/") else None
 
     @classmethod
-    def open(cls, url: str) -> Store:
-        """The store at a URL (`file:`, `s3:`, `gs:`, `az:`, `memory:`) or in a folder, which is made if missing.
+    def open(cls, url: str, make: bool = True) -> Store:
+        """The store at a URL (`file:`, `s3:`, `gs:`, `az:`, `memory:`) or in a folder.
 
         Credentials come from the environment, never from the URL: it is recorded.
 
+        Args:
+            url: of the store.
+            make: whether a folder that is missing is made.
+
         Raises:
             ValueError: the URL names no known kind of store, or holds more than a place: a password, a signature.
-            StoreError: the folder cannot be made or written.
+            StoreError: the folder is missing, or cannot be made or written.
         """
         parts = urlsplit(url)
         if parts.scheme and (parts.username or parts.password):
@@ -83,7 +87,7 @@ class Store:
             )
         if parts.scheme in ("", "file"):
             folder = Path(unquote(parts.path) if parts.scheme else url).expanduser().absolute()
-            return cls(str(folder), _open_folder(folder))
+            return cls(str(folder), _open_folder(folder, make))
         if parts.scheme not in SCHEMES:
             raise ValueError(f"--store: unknown scheme '{parts.scheme}'; allowed: a folder, {', '.join(SCHEMES)}")
         with _errors_named(url):
@@ -270,7 +274,9 @@ class _errors_named:  # noqa: N801 - reads as a phrase after `with`
             raise StoreError(f"{self._what}: {_first_line(error)}") from None
 
 
-def _open_folder(folder: Path) -> LocalStore:
+def _open_folder(folder: Path, make: bool) -> LocalStore:
+    if not (make or os.path.lexists(folder)):
+        raise StoreError(f"--store: there is no folder {folder}; a run makes it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field
 
 from cluster.manifests.dockerfile import image_files
-from cluster.manifests.manifest import ENVIRONMENT, MAKE_TOKEN, Elastic, Group, Image, Name, spelled
+from cluster.manifests.manifest import ENVIRONMENT, MAKE_TOKEN, MOST, Elastic, Group, Image, Name, spelled
 from cluster.manifests.rules import check_cluster, check_job
 from cluster.settings import DASHBOARD_PORT, HEAD_PORT
 
@@ -61,17 +61,17 @@ class KubeRay(Elastic):
     """The namespace of the KubeRay operator; any when not given."""
     operator_name: Name = "kuberay-operator"
     """The operator's label app.kubernetes.io/name."""
-    head_cpus: int = Field(default=2, ge=1)
+    head_cpus: int = Field(default=2, ge=1, le=MOST)
     """CPUs of the head, where the driver runs; no step does."""
-    head_memory: int = Field(default=8, ge=2)
+    head_memory: int = Field(default=8, ge=2, le=MOST)
     """GiB of the head."""
-    start_minutes: int = Field(default=60, ge=1)
+    start_minutes: int = Field(default=60, ge=1, le=MOST)
     """How long a job waits for its head and the smallest number of workers, and a step for a node that can run it."""
-    deadline_hours: int = Field(default=168, ge=1)
+    deadline_hours: int = Field(default=168, ge=1, le=MOST // 10)
     """How long one try of a job may take."""
-    retries: int = Field(default=3, ge=0)
+    retries: int = Field(default=3, ge=0, le=MOST)
     """New clusters for a job that failed: each goes on from the store."""
-    keep_minutes: int = Field(default=5, ge=0)
+    keep_minutes: int = Field(default=5, ge=0, le=MOST)
     """How long a cluster stays after its job, to be looked at."""
     credentials: Secret | None = None
     """A Secret whose keys become environment variables: the store's credentials, where no cloud identity gives them."""
@@ -109,6 +109,7 @@ class KubeRay(Elastic):
         """The image, the namespace, the token, and then either the job or the cluster."""
         words = self._words()
         return [
+            "# `docker build` takes the folder it is typed in: that of hedgerow's working tree, with pyproject.toml",
             f"docker build -f {shlex.quote(f'{folder}/Dockerfile')} -t {self.image} . && docker push {self.image}",
             f"kubectl apply -f {shlex.quote(f'{folder}/base.yaml')}",
             TOKEN.format(**words),

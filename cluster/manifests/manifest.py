@@ -33,6 +33,8 @@ STARTING = ("run", "resume", "search")
 """The commands of hedgerow that start a run."""
 RAY_SINCE = (2, 58)
 """The first Ray whose Train counts lost nodes apart, and whose `ray job submit` keeps the words of a command."""
+MOST = 1_000_000
+"""Of whatever is counted: more is a slip of the hand, and Kubernetes keeps such numbers in 32 bits."""
 START_SECONDS = 3600
 """How long a step waits for nodes that a cluster has yet to start."""
 BREAKING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -86,21 +88,21 @@ class Group(Setting):
 
     name: Name
     """What its nodes are called after."""
-    min: int = Field(default=0, ge=0)
+    min: int = Field(default=0, ge=0, le=MOST)
     """Nodes that are there from the start."""
-    max: int = Field(default=2, ge=1)
+    max: int = Field(default=2, ge=1, le=MOST)
     """Nodes at most."""
-    cpus: int = Field(default=4, ge=1)
+    cpus: int = Field(default=4, ge=1, le=MOST)
     """CPUs of a node."""
-    memory: int = Field(default=16, ge=1)
+    memory: int = Field(default=16, ge=1, le=MOST)
     """GiB of a node."""
-    gpus: int = Field(default=0, ge=0)
+    gpus: int = Field(default=0, ge=0, le=MOST)
     """GPUs of a node."""
     type: Word | None = None
     """Kubernetes: the GPU as the nodes are labelled; AWS and GCP: the machine type."""
     spot: bool = False
     """Whether the nodes may be taken back at short notice, for a fraction of the price."""
-    grace: int = Field(default=25, ge=10)
+    grace: int = Field(default=25, ge=10, le=MOST)
     """Seconds from the notice until the node is gone: its steps save their state and move meanwhile."""
 
     @model_validator(mode="after")
@@ -111,13 +113,13 @@ class Group(Setting):
 
     @classmethod
     def parse(cls, text: str) -> Group:
-        """The group that `NAME:field=value,field,...` describes; a field alone is `true`.
+        """The group that `NAME:field=value,field,...` describes; `spot`, which is yes or no, may stand alone.
 
         Args:
             text: such as `gpu:cpus=8,gpus=1,type=NVIDIA-H100,max=4,spot`.
 
         Raises:
-            ValueError: a field is unknown, given twice, or its value wrong.
+            ValueError: a field is unknown or given twice, or its value missing or wrong.
         """
         name, _, rest = text.partition(":")
         fields: dict[str, Any] = {"name": name}
@@ -127,6 +129,8 @@ class Group(Setting):
                 raise ValueError(f"no such field: {key}; allowed: {', '.join(cls.model_fields)}")
             if key in fields:
                 raise ValueError(f"{key} is given twice")
+            if not value and (equals or cls.model_fields[key].annotation is not bool):
+                raise ValueError(f"{key} needs a value, as in {key}=...")
             fields[key] = value if equals else True
         return cls.model_validate(fields)
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from cluster.manifests.manifest import (
     MAKE_TOKEN,
+    MOST,
     START_SECONDS,
     Elastic,
     Group,
@@ -25,6 +26,9 @@ from cluster.settings import HEAD_PORT
 from cluster.tree import LEFT_OUT
 
 Host = Annotated[str, spelled("[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?", "the name or address of a host")]
+Profile = Annotated[
+    str, spelled("[A-Za-z0-9_+=,.@-]+", "the name of the profile, not its ARN, of letters, digits and _+=,.@-")
+]
 HEAD = "head"
 SOURCE = "~/hedgerow-source"
 """Where the working tree lies on each node."""
@@ -58,9 +62,9 @@ class Aws(_Machines, Elastic):
     """Machine type of the head, where the driver runs; no step does."""
     image_id: Word | None = None
     """AMI; AWS's Deep Learning AMI when not given, in the regions that Ray knows."""
-    instance_profile: Word | None = None
+    instance_profile: Profile | None = None
     """IAM instance profile that may read and write the store; without it workers have no credentials for S3."""
-    disk_gib: int = Field(default=200, ge=20)
+    disk_gib: int = Field(default=200, ge=20, le=65_536)
     """Disk of each machine."""
 
     def mistakes(self) -> list[str]:
@@ -85,7 +89,7 @@ class Aws(_Machines, Elastic):
 
     def steps(self, folder: str) -> list[str]:
         """Token, launch, forward, submit; first what is missing."""
-        return [*self._lacking, *_steps(self, f"{folder}/ray-aws.yaml")]
+        return [*self._lacking, *_steps(self, self, f"{folder}/ray-aws.yaml")]
 
     @property
     def _lacking(self) -> list[str]:
@@ -127,7 +131,7 @@ class Gcp(_Machines, Elastic):
     """The machines' image."""
     service_account: Word | None = None
     """Email of one that may read and write the store; without it workers have no credentials for Cloud Storage."""
-    disk_gib: int = Field(default=200, ge=20)
+    disk_gib: int = Field(default=200, ge=20, le=65_536)
     """Disk of each machine."""
 
     def mistakes(self) -> list[str]:
@@ -154,7 +158,7 @@ class Gcp(_Machines, Elastic):
 
     def steps(self, folder: str) -> list[str]:
         """Token, launch, forward, submit; first what is missing."""
-        return [*self._lacking, *_steps(self, f"{folder}/ray-gcp.yaml")]
+        return [*self._lacking, *_steps(self, self, f"{folder}/ray-gcp.yaml")]
 
     @property
     def _lacking(self) -> list[str]:
@@ -190,7 +194,7 @@ class Local(_Machines, Manifest):
     """Where the head runs."""
     workers: tuple[Host, ...] = ()
     """The other machines."""
-    cpus: int | None = Field(default=None, ge=0)
+    cpus: int | None = Field(default=None, ge=0, le=MOST)
     """CPUs of the head that steps may use; all when not given."""
 
     def mistakes(self) -> list[str]:
@@ -217,7 +221,7 @@ class Local(_Machines, Manifest):
 
     def steps(self, folder: str) -> list[str]:
         """Token, launch, forward, submit."""
-        return _steps(self, f"{folder}/ray-local.yaml")
+        return _steps(self, self, f"{folder}/ray-local.yaml")
 
 
 def _mistakes_of(groups: tuple[Group, ...]) -> list[str]:
@@ -303,11 +307,18 @@ def _token(manifest: Manifest) -> str:
     return f"~/.hedgerow/{manifest.name}.token"
 
 
-def _steps(manifest: Manifest, path: str) -> list[str]:
+def _where(source: str) -> list[str]:
+    """What is to be known of a path that is looked for where `ray up` is typed, as Ray does it."""
+    fixed = source.startswith(("/", "~"))
+    return [] if fixed else [f"# `source: {source}`, hedgerow's working tree, is seen from where `ray up` is typed"]
+
+
+def _steps(manifest: Manifest, machines: _Machines, path: str) -> list[str]:
     token = _token(manifest)
     return [
-        f"(umask 077; mkdir -p ~/.hedgerow; {MAKE_TOKEN} > {token})",
+        f"(umask 077; mkdir -p ~/.hedgerow; test -s {token} || {MAKE_TOKEN} > {token})",
         f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={token}",
+        *_where(machines.source),
         f"ray up {shlex.quote(path)}",
         f"ray dashboard {shlex.quote(path)} &",
         manifest.submission(START_SECONDS),

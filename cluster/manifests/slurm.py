@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from cluster.manifests.manifest import MAKE_TOKEN, Manifest, Path, Word, exports, spelled
+from cluster.manifests.manifest import MAKE_TOKEN, MOST, Manifest, Path, Word, exports, spelled
 from cluster.settings import HEAD_PORT
 
 STRETCH = 600
@@ -26,9 +26,9 @@ class Slurm(Manifest):
 
     target: ClassVar[str] = "slurm"
 
-    nodes: int = Field(default=2, ge=1)
+    nodes: int = Field(default=2, ge=1, le=MOST)
     """Whole nodes: Ray's ports and memory are not shared with others' jobs."""
-    gpus: int = Field(default=0, ge=0)
+    gpus: int = Field(default=0, ge=0, le=MOST)
     """GPUs of each node."""
     type: Word | None = None
     """Kind of GPU, as the site calls it."""

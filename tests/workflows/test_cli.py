@@ -143,8 +143,9 @@ def test_a_store_that_is_no_store_is_refused(hedgerow: Call, tmp_path: Path) -> 
     assert "secret" not in line
 
 
+@pytest.mark.parametrize("words", [("run", "small.yaml"), ("top", "--once")], ids=["run", "top"])
 def test_a_store_where_nothing_listens_is_told_within_seconds(
-    hedgerow: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hedgerow: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -154,11 +155,11 @@ def test_a_store_where_nothing_listens_is_told_within_seconds(
         monkeypatch.setenv(name, "x")
     write_recipe(tmp_path)
     started = time.monotonic()
-    code, out, err = hedgerow("run", "small.yaml", "--store", "s3://bucket/x")
+    code, out, err = hedgerow(*words, "--store", "s3://bucket/x")
     assert time.monotonic() - started < 20
     (line,) = err.splitlines()
-    assert (code, out) == (2, ""), line
-    assert line.startswith("hedgerow: --store s3://bucket/x: ")
+    assert (code, out) == (3, ""), line
+    assert line.startswith("hedgerow: --store s3://bucket/x: Error performing ")
     assert f"127.0.0.1:{port}" in line
 
 
@@ -168,6 +169,7 @@ def test_an_unknown_run_is_refused_with_those_that_exist(hedgerow: Call, finishe
     assert refused(hedgerow(command, "nope", "--store", finished.url)) == (
         f"no run starts with 'nope'; runs here: {run_id}"
     )
+    Path("empty").mkdir()
     assert refused(hedgerow(command, "nope", "--store", "empty")).endswith("runs here: none yet")
 
 
@@ -198,7 +200,7 @@ def modules_of(*arguments: str) -> set[str]:
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("runs",), ("top", "--once"), ("submit", "--help"), ("gc",)])
 def test_what_needs_no_workflow_starts_without_torch_and_ray(tmp_path: Path, words: tuple[str, ...]) -> None:
-    store = ("--store", str(tmp_path / "store")) if words and "--help" not in words else ()
+    store = ("--store", str(tmp_path)) if words and "--help" not in words else ()
     imported = modules_of(*words, *store)
     assert "workflows.command.cli" in imported
     assert not imported & {"torch", "ray", "wandb", "matplotlib"}

@@ -83,7 +83,7 @@ def test_a_store_that_ignores_conditional_puts_is_refused_in_one_line(
     disk: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert list(open_store(disk.url, to_run=True).paths("")) == []
-    monkeypatch.setattr(Store, "open", lambda url: Store(url, Unconditional(disk._backend)))
+    monkeypatch.setattr(Store, "open", lambda url, make: Store(url, Unconditional(disk._backend)))
     with pytest.raises(BadRequest) as refused:
         open_store(disk.url, to_run=True)
     assert "both were told that they won" in str(refused.value)

@@ -15,7 +15,7 @@ from cluster.manifests import TARGETS
 from tests.workflows.submissions import Called
 from workflows.command.cli import app
 from workflows.command.recipe import BadRequest
-from workflows.command.submission import remote_command
+from workflows.command.remote import remote_command
 
 STORE = ("--store", "s3://bucket/store")
 
@@ -106,7 +106,7 @@ def test_the_submission_that_is_named_can_be_pasted(target: str, tmp_path: Path)
     assert remote_command(pasted[4:]).words[: len(words)] == list(words)
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/a.txt").write_text("a")
-    called = Called("submit", "--address", "http://127.0.0.1:1", *pasted[4:], cwd=tmp_path / "tree")
+    called = Called("submit", "--address", "http://127.0.0.1:1", "--patience", "0", *pasted[4:], cwd=tmp_path / "tree")
     assert (called.code, called.err.count("\n")) == (3, 1)  # goes so far as to ask a cluster that is not there
     assert "127.0.0.1:1 does not answer" in called.err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,54 @@ def test_no_regular_expression_is_shown() -> None:
     assert len(said.splitlines()) == 3
     assert "^" not in said
     assert "pattern" not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--group", "gpu:cpus=99999999999999999999"), "cpus: Input should be less than or equal to 1000000"),
+        (("--set", "retries=1000000000000"), "retries: Input should be less than or equal to 1000000"),
+        (("--set", "deadline_hours=1000000"), "deadline_hours: Input should be less than or equal to 100000"),
+        (("--group", "gpu:cpus"), "--group gpu:cpus: cpus needs a value, as in cpus=..."),
+        (("--group", "gpu:type="), "--group gpu:type=: type needs a value, as in type=..."),
+        (("--set", "head_cpus="), "--set head_cpus=: head_cpus needs a value"),
+        (("--set", "groups=gpu"), "groups is a list; write it as --set 'groups=[\"gpu\"]'"),
+        (("--out", "a" * 300), ": cannot be written to: File name too long"),
+        (("--", "run", ""), "command: no recipe is called ''; shipped: "),
+    ],
+)
+def test_what_no_cluster_takes_is_told_in_words(given: tuple[str, ...], said: str) -> None:
+    assert said in _refused("kuberay", *STORE, *given)
+
+
+def test_a_list_can_be_written_as_the_refusal_of_another_says(tmp_path: Path) -> None:
+    said = _refused("slurm", "--set", "setup=module load x, y")
+    _run("slurm", *shlex.split(said.partition("write it as ")[2]))
+    assert "\nmodule load x, y\n" in (tmp_path / "hedgerow-cluster/hedgerow.sbatch").read_text()
+
+
+def test_a_field_that_may_be_left_out_may_be_given_nothing(tmp_path: Path) -> None:
+    _run("slurm", "--set", "partition=")
+    assert "--partition" not in (tmp_path / "hedgerow-cluster/hedgerow.sbatch").read_text()
+
+
+def test_a_profile_is_given_by_its_name() -> None:
+    said = _refused("aws", *STORE, "--set", "instance_profile=arn:aws:iam::1:instance-profile/x")
+    assert "instance_profile: allowed: the name of the profile, not its ARN" in said
+
+
+def test_the_home_folder_is_meant_where_no_shell_has_put_it_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert "sbatch " in _run("slurm", "--out", "~/x y").stdout
+    assert (tmp_path / "home/x y/hedgerow.sbatch").exists()
+    assert not (tmp_path / "~").exists()
+
+
+def test_nothing_is_no_folder_to_write_to(tmp_path: Path) -> None:
+    said = CliRunner().invoke(app, ["cluster", "manifest", "slurm", "--out", ""])
+    assert said.exit_code == 2
+    assert "it is empty; give a folder" in said.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:

@@ -32,11 +32,15 @@ def planned(folder: Path, content: Any = SMALL) -> list[Any]:
         ("trian:memory=8", "--place trian:memory=8: no step is of the kind 'trian'; did you mean train?"),
         ("train:gpus=64", "train.gpus: 64 asked for, but this machine has "),
         ("memory", "--place memory: allowed is [KIND:]NAME=VALUE"),
+        (["gpus=1", "gpus=0.5"], "--place gpus=0.5: another says gpus=1; leave one out"),
+        (["train:zone=a", "train:zone=b"], "--place train:zone=b: another says train:zone=a; leave one out"),
     ],
 )
-def test_a_wrong_place_is_one_line_and_exit_code_2(tmp_path: Path, place: str, reason: str) -> None:
+def test_a_wrong_place_is_one_line_and_exit_code_2(tmp_path: Path, place: str | list[str], reason: str) -> None:
     recipe = str(write_recipe(tmp_path))
-    command = ["run", recipe, "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--place", place]
+    command = ["run", recipe, "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    for each in [place] if isinstance(place, str) else place:
+        command += ["--place", each]
     ended = CliRunner().invoke(cli.app, command)
     assert isinstance(ended.exception, BadRequest)
     assert str(ended.exception).startswith(reason)
@@ -45,8 +49,8 @@ def test_a_wrong_place_is_one_line_and_exit_code_2(tmp_path: Path, place: str, r
 
 
 def test_every_kind_of_step_may_be_named() -> None:
-    named = rules_of(["train:memory=8", "evaluate:zone=a", "prune:memory=auto"])
-    assert [rule.kind for rule in named] == ["train", "evaluate", "prune"]
+    named = rules_of(["train:memory=8", "evaluate:zone=a", "prune:memory=auto", "memory=2"])
+    assert [rule.kind for rule in named] == ["", "train", "evaluate", "prune"]
 
 
 def test_steps_whose_numbers_depend_on_their_gpus_keep_them(tmp_path: Path) -> None:

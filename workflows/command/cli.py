@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from workflows.command.manifest import cluster
 from workflows.command.options import (
     DEFAULT_OUT,
     DEFAULT_STORE,
+    MISUSED,
     AsJson,
     Options,
     Out,
@@ -26,7 +27,7 @@ from workflows.command.options import (
     takes_options,
 )
 from workflows.command.recipe import BadRequest, Recipe
-from workflows.command.signals import stoppable
+from workflows.command.signals import stoppable, way_on
 from workflows.command.submission import app as submission
 from workflows.command.terminal import err, out, print_json, print_line, print_view, warn
 from workflows.command.top import top
@@ -114,7 +115,7 @@ def plan(
     from workflows.command.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    planned = plan_of(loaded, open_store(store), verify)
+    planned = plan_of(loaded, open_store(store, make=True), verify)
     print_json(plan_records(loaded, planned)) if as_json else print_view(plan_table(loaded, planned))
 
 
@@ -220,8 +221,9 @@ def gc(
     from cluster.collect import collect
     from workflows.command.launch import open_store
 
+    opened = open_store(store)
     try:
-        collected = collect(open_store(store), forget or [], remove=yes)
+        collected = collect(opened, forget or [], remove=yes)
     except ValueError as error:
         raise BadRequest(f"gc: {error}") from None
     if as_json:
@@ -258,14 +260,22 @@ def main() -> None:
     from cluster.store import StoreError
     from cluster.wandb_sink import TrackingFailed
 
+    code: Any = None
     try:
-        app()
+        code = app(prog_name="hedgerow", standalone_mode=False)
     except SystemExit as end:
-        leave(int(end.code or 0))
+        code = end.code
+    except MISUSED as error:
+        if message := " ".join(error.format_message().split()):  # without one, it has printed the help
+            words = error.ctx.command_path if error.ctx else "hedgerow"
+            where = f"{words.removeprefix('hedgerow ')}: " if " " in words else ""
+            print(f"hedgerow: {where}{message} (`{words} -h` says more)", file=sys.stderr)  # noqa: T201
+        code = Exit.WRONG
     except (BadRequest, ClusterUnreachable, StoreError, TrackingFailed) as error:
         for line in str(error).splitlines():
             print(f"hedgerow: {line}", file=sys.stderr)  # noqa: T201 - plain text, whatever it holds
         sys.exit(Exit.WRONG if isinstance(error, BadRequest) else Exit.INFRASTRUCTURE)
+    leave(int(code or 0))
 
 
 def _launch(recipe: Recipe, options: Options, as_json: bool, stop_if_asked: Callable[[], None]) -> None:
@@ -274,7 +284,7 @@ def _launch(recipe: Recipe, options: Options, as_json: bool, stop_if_asked: Call
     from workflows.command.rejoin import start_again_when_back
 
     ended = launch(recipe, options, err if as_json else out, stop_if_asked)
-    if is_abandoned() and options.address != "auto":
+    if is_abandoned() and options.rejoins(ended.code):
         start_again_when_back(options.address, options.rejoin, warn)
     if as_json:
         print_json(
@@ -296,7 +306,7 @@ def _launch(recipe: Recipe, options: Options, as_json: bool, stop_if_asked: Call
     for problem in ended.problems:
         warn(problem)
     if ended.code:
-        warn(f"to go on: {resume_command(ended.run, options)}")
+        warn(way_on(resume_command(ended.run, options)))
         raise typer.Exit(ended.code)
 
 

@@ -28,6 +28,7 @@ from workflows.mistakes import lines_of
 
 ECHO = 1.0
 """Seconds after a signal in which another one is the same: a terminal and a launcher may both pass it on."""
+BY_SIGNAL = {signal.SIGINT: Exit.INTERRUPTED, signal.SIGTERM: Exit.PREEMPTED}
 REQUESTS = 64
 """Requests to the store under way at once: asyncio's own few threads would queue before a distant store."""
 
@@ -87,7 +88,7 @@ class Driver:
             await self._workflow.run(Flow(self._engine))
             code = Exit.DONE
         except Stopped:
-            code = {signal.SIGINT: Exit.INTERRUPTED, signal.SIGTERM: Exit.PREEMPTED, None: Exit.FAILED}[self._signal]
+            code = Exit.FAILED if self._signal is None else BY_SIGNAL[self._signal]
         except StepFailed as failure:
             code = code_of(failure)
             if failure.key not in self._failures:  # one of an earlier driver's
@@ -104,13 +105,19 @@ class Driver:
             await self._stopper
         if code in (Exit.FAILED, Exit.INFRASTRUCTURE):  # the graver of what happened
             code = max([code, *map(code_of, self._failures.values())])
-        self._log.write("run", state="ended", driver=self._engine.driver, code=code)
+        code = self._as_asked(code)
+        waits = {"waits": 60 * self._options.rejoin} if self.lost and self._options.rejoins(code) else {}
+        self._log.write("run", state="ended", driver=self._engine.driver, code=code, **waits)
         try:
             await asyncio.to_thread(self._log.close)
         except StoreError as error:
             self.problems.append(f"store: {error}")
-            return Exit.INFRASTRUCTURE
+            return self._as_asked(Exit.INFRASTRUCTURE)
         return code
+
+    def _as_asked(self, code: Exit) -> Exit:
+        """The code of the end: who was asked to stop has stopped, also where the cluster or the store went first."""
+        return code if self._signal is None or code != Exit.INFRASTRUCTURE else BY_SIGNAL[self._signal]
 
     def _hear(self, number: signal.Signals) -> None:
         """Stops at the first signal; at a second one kills what runs, and ends at once."""

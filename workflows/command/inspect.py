@@ -43,10 +43,14 @@ def recorded_recipe(store: Store, run_id: str, check: bool = True) -> Recipe:
         check: whether it must be able to run here.
 
     Raises:
-        BadRequest: there is no such run, or this version of hedgerow no longer understands its recipe.
+        BadRequest: there is no such run, its recipe's name leads elsewhere, or this version of hedgerow no longer
+            understands its recipe.
     """
     run = load_run(store, run_id)
-    return Recipe(run.record.get("name", ""), _workflow(run, check), run.record["recipe"])
+    name = run.record.get("name", "")
+    if not isinstance(name, str) or "/" in name or not name.isprintable():
+        raise BadRequest(f"run {run.id}: its record calls the recipe {name!r}, which is no name of one: no / is in it")
+    return Recipe(name, _workflow(run, check), run.record["recipe"])
 
 
 def chosen_runs(store: Store, run_id: str) -> list[Run]:
@@ -326,7 +330,8 @@ def _state_line(record: Mapping[str, Any]) -> str:
     total, stored = record["steps_total"], record["steps_stored"]
     counts = {"running": record["steps_running"], "failed": record["steps_failed"]}
     more = "".join(f", {number} {state}" for state, number in counts.items() if number)
-    return f"{record['state']}, {stored} of {total} steps stored{more}"
+    state = {"waiting": "waits for its cluster"}.get(record["state"], record["state"])
+    return f"{state}, {stored} of {total} steps stored{more}"
 
 
 def _saved(plan: Plan) -> int:

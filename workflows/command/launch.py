@@ -8,14 +8,15 @@ import shlex
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from cluster.cache import Cache
 from cluster.executor import RayExecutor
 from cluster.placement import Machine, Rule
 from cluster.plan import Plan, make_plan
@@ -56,34 +57,48 @@ class Ended:
     files: list[Path] = field(default_factory=list)
 
 
-def open_store(url: str, to_run: bool = False) -> Store:
+def open_store(url: str, to_run: bool = False, make: bool = False) -> Store:
     """The store at a URL.
 
     Args:
         url: of the store.
         to_run: whether steps will be run on it; then it is tried out with a write and a read. Whoever only looks, or
             makes room, can do so on a full disk too.
+        make: whether a folder that is missing is made, as it is to run.
 
     Raises:
-        BadRequest: it is no store, none that may be written, one that ignores conditional puts, or a server that does
-            not answer.
-        StoreError: its disk is full.
+        BadRequest: it is no store, is not there, may not be written, or ignores conditional puts; or the size of the
+            cache of its files is none.
+        StoreError: its disk is full, or its server does not answer.
     """
     try:
-        store = Store.open(url)
+        store = Store.open(url, make or to_run)
     except (StoreError, ValueError) as error:
         reason = str(error)
         raise BadRequest(reason if reason.startswith("--store") else f"--store {url}: {reason}") from None
-    if not to_run:
-        return store
     try:
-        leases_hold = has_one_winner(store, f"probe/{uuid.uuid4().hex}")
-    except StoreError as error:
-        kind = BadRequest if store.is_remote else StoreError
-        raise kind(f"--store {url}: {error}") from None
-    if not leases_hold:
-        raise BadRequest(f"--store {url}: {TWO_WINNERS}: {UNCONDITIONAL}")
+        Cache.here()
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    if to_run:
+        tried = f"probe/{uuid.uuid4().hex}"
+        with _named(url, tried):
+            leases_hold = has_one_winner(store, tried)
+        if not leases_hold:
+            raise BadRequest(f"--store {url}: {TWO_WINNERS}: {UNCONDITIONAL}")
+    elif store.is_remote:
+        with _named(url, "runs"):
+            next(store.entries("runs"), None)
     return store
+
+
+@contextmanager
+def _named(url: str, tried: str) -> Iterator[None]:
+    """Errors name the store instead of what it was tried with."""
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(f"--store {url}: {str(error).removeprefix(f'{tried}: ')}") from None
 
 
 def plan_of(recipe: Recipe, store: Store, verify: bool = False) -> Plan:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import typer
 
-from workflows.command.options import AsJson
+from workflows.command.options import AsJson, read_folder
 from workflows.command.recipe import BadRequest, read_setting
+from workflows.command.remote import check_command
 from workflows.command.terminal import out, print_json, print_line
 
 if TYPE_CHECKING:
@@ -44,7 +47,9 @@ def manifest(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other field; --fields lists them.")
     ] = None,
     fields: Annotated[bool, typer.Option("--fields", help="List the target's fields, and write nothing.")] = False,
-    folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("hedgerow-cluster"),
+    folder: Annotated[
+        Path, typer.Option("--out", parser=read_folder, metavar="FOLDER", help="Folder to write to.")
+    ] = Path("hedgerow-cluster"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that were changed.")] = False,
     to_stdout: Annotated[bool, typer.Option("--stdout", help="Print the files, and write nothing.")] = False,
     as_json: AsJson = False,
@@ -98,7 +103,7 @@ def read(target: str, content: dict[str, Any], groups: list[str], overrides: lis
     if groups:
         content["groups"] = tuple(_group(text) for text in groups)
     for override in overrides:
-        _override(content, override)
+        _override(kind, content, override)
     _refuse_unknown(target, kind, content)
     mistakes: list[str] = []
     try:
@@ -117,42 +122,15 @@ def read(target: str, content: dict[str, Any], groups: list[str], overrides: lis
     return made
 
 
-def check_command(command: Sequence[str], sees_files: bool) -> None:
-    """Whether hedgerow will understand the command, as far as that can be told without its data and its store.
-
-    Args:
-        command: as on hedgerow's command line; one that starts no run is for the manifest to refuse.
-        sees_files: whether a recipe's file that lies here is there when the command runs.
-
-    Raises:
-        BadRequest: it is misused, its recipe is wrong, or will not be there.
-    """
-    from cluster.manifests.manifest import STARTING
-    from workflows.command.recipe import load_recipe
-    from workflows.command.search import as_search
-    from workflows.command.submission import read_command, recipe_file
-
-    words = list(command[1:] if command[0:1] == ["hedgerow"] else command)
-    if not words or words[0] not in STARTING:
-        return
-    options = read_command(words).params
-    path = recipe_file(options)
-    if path and not sees_files:
-        raise BadRequest(
-            f"recipe {path}: it is not in the image; name one that comes with hedgerow, "
-            "or run this one with `hedgerow submit` on the cluster of cluster.yaml, which sends it along"
-        )
-    if words[0] == "resume" or options.get("go_on"):
-        return  # what the store alone knows
-    if not options["recipe"]:
-        raise BadRequest("search: give a recipe, or --resume STUDY to go on with a search")
-    loaded = load_recipe(options["recipe"], options["overrides"] or [], check=False)
-    if words[0] == "search":
-        as_search(loaded.workflow, f"recipe {loaded.name}")
-
-
-def _override(content: dict[str, Any], override: str) -> None:
+def _override(kind: type[Manifest], content: dict[str, Any], override: str) -> None:
     field, value = read_setting(override, "field=value")
+    if field in kind.model_fields:
+        about = kind.model_fields[field]
+        if value is None and about.default is not None:
+            raise BadRequest(f"--set {override}: {field} needs a value")
+        if get_origin(about.annotation) is tuple and not isinstance(value, list):
+            example = shlex.quote(f"{field}=[{json.dumps(override.partition('=')[2])}]")
+            raise BadRequest(f"--set {override}: {field} is a list; write it as --set {example}")
     if field in content:
         variable = " (or HEDGEROW_STORE)" if field == "store" else ""
         raise BadRequest(f"--set {override}: another --set, or an option{variable}, gives {field} too; leave one out")
@@ -181,10 +159,10 @@ def write(folder: Path, files: dict[str, str], force: bool) -> None:
     Raises:
         BadRequest: a file is there already and holds something else, or the folder cannot be written to.
     """
-    for part in (folder, *folder.parents):
-        if part.is_file():
-            raise BadRequest(f"--out {folder}: {part} is a file; give a folder")
     try:
+        for part in (folder, *folder.parents):
+            if part.is_file():
+                raise BadRequest(f"--out {folder}: {part} is a file; give a folder")
         for name, text in files.items():
             path = folder / name
             if path.exists() and path.read_bytes() != text.encode() and not force:
@@ -193,7 +171,7 @@ def write(folder: Path, files: dict[str, str], force: bool) -> None:
         for name, text in files.items():
             (folder / name).write_text(text)
     except OSError as error:
-        raise BadRequest(f"--out {folder}: {error.filename}: {error.strerror}") from None
+        raise BadRequest(f"--out {folder}: cannot be written to: {error.strerror}") from None
 
 
 def fields_of(kind: type[Manifest]) -> list[dict[str, str]]:

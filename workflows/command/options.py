@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Callable
@@ -14,26 +15,79 @@ from typing import Annotated, Any, get_origin, get_type_hints
 import typer
 
 from cluster.order import Terms
+from workflows.command.exit_codes import Exit
+
+MISUSED: Any = typer.BadParameter.__base__
+"""What is wrong with a command line, in whichever library typer has it."""
 
 STORE = "HEDGEROW_STORE"
 """The variable of the environment that names the store when `--store` does not."""
 DEFAULT_STORE = "hedgerow-store"
 DEFAULT_OUT = Path("hedgerow-results")
+A_YEAR = 365 * 24 * 60
+
+
+def read_folder(text: str | Path) -> Path:
+    """The folder that an option names; `~` is the home folder, also where no shell has seen to that.
+
+    Args:
+        text: as it was typed, or a default.
+
+    Raises:
+        typer.BadParameter: it is empty.
+    """
+    if not str(text).strip():
+        raise typer.BadParameter("it is empty; give a folder")
+    return Path(text).expanduser()
+
+
+def _not_empty(url: str) -> str:
+    if not url.strip():
+        raise typer.BadParameter("it is empty; give a folder or a URL")
+    return url
+
+
+def _number(least: float, most: float, allowed: str) -> Callable[[float], float]:
+    """Refuses another number, and what is none: typer's own bounds let NaN be, or say of it what is not true."""
+
+    def check(value: float) -> float:
+        if not least <= value <= most:
+            raise typer.BadParameter(f"allowed: {allowed} (found {value:g})")
+        return value
+
+    return check
+
 
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a .yaml file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a field of the recipe.")]
 StoreUrl = Annotated[
     str,
-    typer.Option("--store", envvar=STORE, help="A folder, or s3://, gs://, az:// URL, that keeps all results."),
+    typer.Option(
+        "--store",
+        envvar=STORE,
+        callback=_not_empty,
+        help="A folder, or s3://, gs://, az:// URL, that keeps all results.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder for tables, figures and offline tracking.")]
+Out = Annotated[
+    Path,
+    typer.Option("--out", parser=read_folder, metavar="FOLDER", help="Folder for tables, figures, offline tracking."),
+]
 Address = Annotated[str, typer.Option("--address", help="Ray: `local`, `auto`, or HOST:PORT of a cluster.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="CPUs of a local session; all when not given.")]
 Wandb = Annotated[
     str | None, typer.Option("--wandb", help="W&B: online, offline or disabled; online when a key exists.")
 ]
-Checkpoint = Annotated[float, typer.Option("--checkpoint", min=0.1, help="Seconds between checkpoints of a step.")]
+Checkpoint = Annotated[
+    float,
+    typer.Option(
+        "--checkpoint",
+        metavar="SECONDS",
+        callback=_number(0.1, math.inf, "0.1 seconds or more"),
+        help="Between checkpoints of a step.",
+    ),
+]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop everything at the first failed step.")]
 StudyUrl = Annotated[
     str | None,
@@ -54,13 +108,19 @@ Place = Annotated[
 WaitForNodes = Annotated[
     float,
     typer.Option(
-        "--wait-for-nodes", metavar="SECONDS", min=0, help="How long a step waits when no node of a cluster can run it."
+        "--wait-for-nodes",
+        metavar="SECONDS",
+        callback=_number(0, math.inf, "0 seconds or more, or inf for as long as it takes"),
+        help="How long a step waits when no node of a cluster can run it; inf for as long as it takes.",
     ),
 ]
 Rejoin = Annotated[
     float,
     typer.Option(
-        "--rejoin", metavar="MINUTES", min=0, help="How long to wait for the cluster at HOST:PORT when it was lost."
+        "--rejoin",
+        metavar="MINUTES",
+        callback=_number(0, A_YEAR, f"0 to {A_YEAR} minutes, a year"),
+        help="How long to wait for the cluster at HOST:PORT when it was lost.",
     ),
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Check every stored file against its digest before reuse.")]
@@ -91,6 +151,14 @@ class Options:
     study: str | None = None
     """Where a search shows itself as an Optuna study; in the folder of its report unless given. No other command has
     it, so it bears no mark."""
+
+    def rejoins(self, code: Exit) -> bool:
+        """Whether a run that lost its cluster waits for another at its address.
+
+        Args:
+            code: how the run ended; one that was asked to stop does not wait.
+        """
+        return code == Exit.INFRASTRUCTURE and self.address not in ("local", "auto") and self.rejoin > 0
 
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:

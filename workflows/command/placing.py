@@ -22,12 +22,18 @@ def rules_of(places: Iterable[str], planned: Iterable[Runnable] = ()) -> tuple[R
         planned: tasks whose kinds may be named beside the known ones.
 
     Raises:
-        BadRequest: one of them has another form, or names what there is not.
+        BadRequest: one of them has another form, names what there is not, or says what another has said already.
     """
     try:
         rules = parse_rules(places)
     except ValueError as error:
         raise BadRequest(str(error)) from None
+    said: dict[tuple[str, str], Rule] = {}
+    for rule in rules:
+        other = said.setdefault((rule.kind, rule.name), rule)
+        if other is not rule:
+            place = f"{rule.kind}:{rule.name}".removeprefix(":")
+            raise BadRequest(f"--place {place}={rule.value}: another says {place}={other.value}; leave one out")
     if any(rule.kind for rule in rules):
         kinds = _task_kinds() | {task.kind for task in planned}
         for rule in rules:

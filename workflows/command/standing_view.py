@@ -36,6 +36,9 @@ def driver_line(run_id: str, store_url: str, driver: DriverNow, state: Seems, si
         return Text(f"{name} is at work", "green")
     if state == "ended":
         return Text(f"{name} has ended")
+    if state == "waiting":
+        patience = f"lost {silent:.0f} s ago (up to {driver.waits / 60:g} minutes)"
+        return Text(f"{name} waits for its cluster, {patience}; it goes on by itself when one answers", "yellow")
     if state == "silent":
         return Text(f"{name} has been silent for {silent:.0f} s; if it is dead, {go_on}", "yellow")
     if silent >= LINGER:

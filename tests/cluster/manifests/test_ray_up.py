@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,29 @@ def test_workers_come_and_go_within_their_bounds_and_the_head_runs_no_step() -> 
 
 def test_no_port_is_opened_to_the_world() -> None:
     assert _config("aws")["provider"]["security_group"] == {"GroupName": "hedgerow"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_step_that_makes_the_token_keeps_one_that_is_there(target: str, tmp_path: Path) -> None:
+    (step,) = [step for step in made(target).steps("f") if "umask" in step]
+    token = tmp_path / ".hedgerow/hedgerow.token"
+    seen = []
+    for _ in range(2):
+        subprocess.run(["bash", "-c", step], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, check=True)
+        seen.append(token.read_text())
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 64
+    assert token.stat().st_mode & 0o077 == 0
+    token.write_text("")  # of an attempt that failed
+    subprocess.run(["bash", "-c", step], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, check=True)
+    assert len(token.read_text()) == 64
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_source_that_depends_on_where_one_stands_is_told_of(target: str) -> None:
+    steps = made(target).steps("f")
+    assert steps[steps.index(f"ray up f/ray-{target}.yaml") - 1].startswith("# `source: .`")
+    assert not any(step.startswith("#") for step in made(target, source="/src/hedgerow").steps("f"))
 
 
 @pytest.mark.parametrize(
