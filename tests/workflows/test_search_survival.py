@@ -15,14 +15,12 @@ from typing import Any
 
 import psutil
 import pytest
-from typer.testing import CliRunner
 
 from cluster.runs import all_runs
 from cluster.store import Store
 from tests.workflows.chains import Family
 from tests.workflows.conftest import write_recipe
 from tests.workflows.searches import fronts, published, search_content, told
-from workflows.command.cli import app
 
 SEEDS = range(10)
 
@@ -41,14 +39,9 @@ def killed_content() -> dict[str, Any]:
 
 
 def run_to_the_end(folder: Path) -> None:
+    """In a process of its own: a study holds the versions of all tasks there are, and here are those of other tests."""
     completed = subprocess.run(command(folder), capture_output=True, text=True, timeout=250, cwd=folder)
     assert completed.returncode == 0, completed.stdout + completed.stderr
-
-
-def run_here(folder: Path) -> None:
-    """The same in this process, for a search whose steps are all stored."""
-    ended = CliRunner().invoke(app, command(folder)[3:])
-    assert ended.exit_code == 0, ended.output
 
 
 def left_by(folder: Path) -> dict[str, Any]:
@@ -136,8 +129,8 @@ def test_a_study_file_that_is_lost_is_made_anew_from_the_ledger(
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (study,) = (tmp_path / "out").glob("*/study.db")
     study.unlink()
-    run_here(tmp_path)
+    run_to_the_end(tmp_path)
     assert left_by(tmp_path) == undisturbed
     study.write_bytes(study.read_bytes()[: study.stat().st_size // 2])
-    run_here(tmp_path)
+    run_to_the_end(tmp_path)
     assert left_by(tmp_path) == undisturbed
