@@ -148,17 +148,17 @@ def _node_id(made: Cluster, run: Trial, name: str) -> str:
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
 def test_a_node_that_joins_is_used_within_seconds(made: Cluster, tmp_path: Path, repetition: int) -> None:
-    """Six steps for four CPUs; the fifth and the sixth begin on the new node."""
+    """Six steps for four CPUs; the fifth and the sixth begin on the new node. Its own start is part of the time."""
     with trial("node joins", tmp_path / "run", Work(width=6, end=250)) as run:
         run.start(made)
         run.until(lambda: len(run.at()) == 4)
         waiting = set(range(6)) - set(run.at())
-        newcomer = struck(made, made.add(2).name)
-        run.strike()
+        run.strike()  # before it joins: Ray may give it work at once
         run.affected = waiting
+        newcomer = struck(made, made.add(2).name)
         run.finish()
         figures = run.figures()
         there = {line["step"] for line in run.lines() if line["node"] == newcomer.name}
     assert there == run.affected
     assert figures.recovery is not None
-    assert figures.recovery < 10
+    assert figures.recovery < 15
