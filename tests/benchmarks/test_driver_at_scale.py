@@ -146,17 +146,21 @@ class Measured:
         )
 
 
+MOST = 4
+"""Requests of the driver a step: two look-ups, and looks at its lease every five seconds, in Ray's queue too."""
+
+
 @pytest.mark.parametrize("latency", [S3, DISK], ids=["s3", "disk"])
 def test_chains_of_ten_levels(latency: dict[str, float]) -> None:
     measured = Measured(Fan(STEPS // 10, 10, 1.0), 250, latency)
     measured.tell("chains of 10")
-    assert sum(measured.requests("d").values()) < 3
+    assert sum(measured.requests("d").values()) < MOST
 
 
 def test_a_flat_fan() -> None:
     measured = Measured(Fan(STEPS, 1, 1.0), 250, S3)
     measured.tell("flat fan")
-    assert sum(measured.requests("d").values()) < 3
+    assert sum(measured.requests("d").values()) < MOST
 
 
 @pytest.mark.parametrize("concurrent", [250, 1000])
