@@ -261,6 +261,8 @@ class Referee:
                 self.violate(f"{key[:8]} was tried again after its own mistake")
         elif state == "retried":
             self._on_retry(mine, news["cause"], news["attempt"])
+        elif state == "recomputed":  # what was published, and is to be computed again, has a budget of its own
+            self._retries[mine].clear()
         elif state == "failed":
             self.failed[mine] = news["cause"]
         elif state in ("published", "found"):
