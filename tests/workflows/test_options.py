@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from workflows.command import cli, launch
+from workflows.command import cli, inspect, launch, search  # whole before anything of them is replaced
 from workflows.command.exit_codes import Exit
 from workflows.command.options import DEFAULT_STORE, Options, resume_command
 
@@ -40,8 +40,8 @@ def test_the_command_that_goes_on_repeats_every_option(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(launch, "launch", note)
     monkeypatch.setattr(launch, "open_store", lambda url: None)
-    monkeypatch.setattr("workflows.command.inspect.recorded_recipe", lambda store, run_id: run_id)
-    monkeypatch.setattr("workflows.command.search.loaded_search", lambda name, go_on, *rest: go_on)
+    monkeypatch.setattr(inspect, "recorded_recipe", lambda store, run_id: run_id)
+    monkeypatch.setattr(search, "loaded_search", lambda name, go_on, *rest: go_on)
     for options in (replace(EVERYWHERE, study=study), Options(study=study)):
         said = CliRunner().invoke(cli.app, shlex.split(resume_command("r-1", options))[1:])
         assert said.exit_code == 0, said.output
